@@ -1,0 +1,3 @@
+//! ONNX files: the protobuf schema, reading by reference out of a mapped file, and writing.
+
+pub mod schema;

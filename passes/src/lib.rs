@@ -1,0 +1,1 @@
+//! The rewrites of `velora-opt`.

@@ -1,0 +1,3 @@
+//! The `velora-opt` command.
+
+fn main() {}
