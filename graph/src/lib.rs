@@ -1,4 +1,6 @@
 //! What a training graph is: ONNX files and text, the indexed graph, symbolic shapes, the verifier,
 //! and the analyses (roles, partition, saved activations, sites, liveness).
 
+pub mod dim;
 pub mod onnx;
+pub mod text;

@@ -1,0 +1,1 @@
+//! Symbolic dimensions: exact integer expressions over named sizes.

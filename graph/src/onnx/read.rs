@@ -1,0 +1,1 @@
+//! Reading a model by reference out of a mapped file.

@@ -1,0 +1,1 @@
+//! Writing a model: atomically, and the same bytes for the same model.

@@ -1,0 +1,1 @@
+//! The ONNX textual syntax: parser and printer.
