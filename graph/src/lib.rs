@@ -2,5 +2,6 @@
 //! and the analyses (roles, partition, saved activations, sites, liveness).
 
 pub mod dim;
+pub mod ir;
 pub mod onnx;
 pub mod text;
