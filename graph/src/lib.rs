@@ -1,6 +1,7 @@
 //! What a training graph is: ONNX files and text, the indexed graph, symbolic shapes, the verifier,
 //! and the analyses (roles, partition, saved activations, sites, liveness).
 
+pub mod analysis;
 pub mod dim;
 pub mod ir;
 pub mod onnx;

@@ -1,0 +1,64 @@
+//! Forward and backward.
+
+use super::roles::Roles;
+use crate::ir::{Graph, NodeId, ValueId, View};
+use petgraph::visit::{Reversed, Walker};
+
+/// Which half of a training step a node belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Half {
+    /// An ancestor of the loss or of another output that is no gradient.
+    Forward,
+    /// Not forward, and an ancestor of a gradient or an updated parameter.
+    Backward,
+    /// Reaches no output.
+    Dead,
+}
+
+/// The half of every node.
+#[derive(Clone, Debug)]
+pub struct Partition {
+    halves: Vec<Half>,
+}
+
+impl Partition {
+    /// Divides a graph by what each node reaches.
+    pub fn new(graph: &Graph, roles: &Roles) -> Self {
+        let mut halves = vec![Half::Dead; graph.order().len()];
+        let forward = std::iter::once(roles.loss).chain(roles.others.iter().copied());
+        mark(graph, forward, Half::Forward, &mut halves);
+        let gradients = roles.gradients.iter().map(|&(_, output)| output);
+        mark(graph, gradients, Half::Backward, &mut halves);
+        Partition { halves }
+    }
+
+    /// The half that a node belongs to.
+    pub fn half(&self, node: NodeId) -> Half {
+        self.halves[node.index()]
+    }
+
+    /// The values that forward nodes make and backward nodes read, by id: every one of them lives
+    /// from the one half into the other. Views are not merged here.
+    pub fn saved(&self, graph: &Graph) -> Vec<ValueId> {
+        let is = |node, half| self.half(node) == half;
+        let crosses = |value: &ValueId| {
+            let made = graph.producer(*value).is_some_and(|n| is(n, Half::Forward));
+            let users = &graph.value(*value).users;
+            made && users.iter().any(|u| is(u.node, Half::Backward))
+        };
+        graph.values().filter(crosses).collect()
+    }
+}
+
+fn mark(graph: &Graph, from: impl Iterator<Item = ValueId>, half: Half, halves: &mut [Half]) {
+    let up = Reversed(View(graph));
+    let mut walk = petgraph::visit::Dfs::empty(up);
+    for root in from.filter_map(|value| graph.producer(value)) {
+        walk.move_to(root);
+        for node in (&mut walk).iter(up) {
+            if halves[node.index()] == Half::Dead {
+                halves[node.index()] = half;
+            }
+        }
+    }
+}

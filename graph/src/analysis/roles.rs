@@ -1,0 +1,186 @@
+//! Which outputs are the loss, gradients, and updated state.
+//!
+//! An output belongs to a parameter when its name contains the parameter's whole name, bounded by
+//! something that is not part of a longer name (`grad.fc1.weight`, `fc1.weight_grad.accumulation.out`),
+//! and the longest such parameter wins. That is a property of what exporters share, not of one
+//! exporter's spelling; `--grad PARAM=OUTPUT` and `--loss NAME` say it outright.
+
+use crate::ir::{Graph, ValueId};
+use crate::onnx::schema::{ValueInfoProto, tensor_shape_proto::dimension, type_proto};
+use std::collections::BTreeMap;
+use thiserror::Error;
+
+/// What the user said about outputs.
+#[derive(Clone, Debug, Default)]
+pub struct Hints {
+    /// The loss output's name.
+    pub loss: Option<String>,
+    /// Gradient output by parameter name.
+    pub gradients: BTreeMap<String, String>,
+}
+
+/// What each output of a training graph is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Roles {
+    /// The loss.
+    pub loss: ValueId,
+    /// Parameter input and gradient output (or updated parameter), in the order of the outputs.
+    pub gradients: Vec<(ValueId, ValueId)>,
+    /// Outputs that are neither: logits, metrics.
+    pub others: Vec<ValueId>,
+}
+
+/// Why roles could not be told.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RoleError {
+    /// No output looks like a gradient.
+    #[error(
+        "no output of the graph is the gradient of an input: this looks like an inference graph. \
+         Export a training graph (forward, loss and backward in one graph), or name the gradients \
+         with --grad PARAM=OUTPUT; the outputs are {}", .outputs.join(", ")
+    )]
+    NoGradients {
+        /// The outputs' names.
+        outputs: Vec<String>,
+    },
+    /// No output can be the loss, or several can.
+    #[error(
+        "cannot tell which output is the loss: expected one floating-point scalar that is not a \
+         gradient, found {}; name it with --loss",
+        if .candidates.is_empty() { "none".to_owned() } else { .candidates.join(", ") }
+    )]
+    Loss {
+        /// The scalars that could be it.
+        candidates: Vec<String>,
+    },
+    /// A hint names something that is not there.
+    #[error("{option} names '{name}', which is not {expected} of the graph")]
+    UnknownHint {
+        /// `--loss` or `--grad`.
+        option: &'static str,
+        /// The name given.
+        name: String,
+        /// What it should have been.
+        expected: &'static str,
+    },
+}
+
+/// Finds the loss and the gradients among the outputs.
+///
+/// # Errors
+/// [`RoleError`] where a hint names nothing, where no output is a gradient, or where not exactly one
+/// output can be the loss.
+pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
+    let find = |option, name: &str, among: &[ValueId], expected| {
+        let found = among.iter().copied().find(|&v| graph.value(v).name == name);
+        found.ok_or_else(|| RoleError::UnknownHint {
+            option,
+            name: name.to_owned(),
+            expected,
+        })
+    };
+    let hinted_loss = match &hints.loss {
+        Some(name) => Some(find("--loss", name, graph.outputs(), "an output")?),
+        None => None,
+    };
+    let mut hinted = BTreeMap::new();
+    for (parameter, output) in &hints.gradients {
+        let parameter = find("--grad", parameter, graph.inputs(), "an input")?;
+        let output = find("--grad", output, graph.outputs(), "an output")?;
+        hinted.insert(output, parameter);
+    }
+
+    let by_name: BTreeMap<&str, (ValueId, &ValueInfoProto)> = (graph.inputs().iter())
+        .zip(graph.input_infos())
+        .filter(|(_, info)| is_float(info))
+        .map(|(&value, info)| (info.name(), (value, info)))
+        .collect();
+    let mut gradients = Vec::new();
+    let mut others = Vec::new();
+    for (&output, info) in graph.outputs().iter().zip(graph.output_infos()) {
+        if Some(output) == hinted_loss {
+            continue;
+        }
+        let owner = (hinted.get(&output).copied()).or_else(|| owner(info.name(), &by_name));
+        match owner {
+            Some(parameter) => gradients.push((parameter, output)),
+            None => others.push(output),
+        }
+    }
+    if gradients.is_empty() {
+        let outputs = graph.output_infos().iter().map(|o| o.name().to_owned());
+        return Err(RoleError::NoGradients {
+            outputs: outputs.collect(),
+        });
+    }
+    let loss = match hinted_loss {
+        Some(loss) => loss,
+        None => {
+            let scalars = (graph.outputs().iter().zip(graph.output_infos()))
+                .filter(|(value, info)| others.contains(value) && is_scalar(info));
+            let candidates: Vec<_> = scalars.map(|(&value, info)| (value, info.name())).collect();
+            match candidates.as_slice() {
+                [(loss, _)] => *loss,
+                several => {
+                    let candidates = several.iter().map(|(_, n)| (*n).to_owned()).collect();
+                    return Err(RoleError::Loss { candidates });
+                }
+            }
+        }
+    };
+    others.retain(|&value| value != loss);
+    Ok(Roles {
+        loss,
+        gradients,
+        others,
+    })
+}
+
+/// The parameter with the longest name that stands whole inside `output`; an output with the very
+/// name's letters and nothing else would be the parameter itself, not its gradient.
+fn owner(output: &str, inputs: &BTreeMap<&str, (ValueId, &ValueInfoProto)>) -> Option<ValueId> {
+    let mut best: Option<(usize, ValueId)> = None;
+    for (start, _) in output.char_indices() {
+        for (end, _) in output.char_indices().chain([(output.len(), ' ')]) {
+            if end <= start || (start, end) == (0, output.len()) {
+                continue;
+            }
+            let Some(&(value, _)) = inputs.get(&output[start..end]) else {
+                continue;
+            };
+            let longer = best.is_none_or(|(length, _)| end - start > length);
+            if longer && bounded(output, start, end) {
+                best = Some((end - start, value));
+            }
+        }
+    }
+    best.map(|(_, value)| value)
+}
+
+/// Whether `text[start..end]` is not a piece of a longer word.
+fn bounded(text: &str, start: usize, end: usize) -> bool {
+    let before = text[..start].chars().next_back();
+    let after = text[end..].chars().next();
+    !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(char::is_alphanumeric)
+}
+
+fn tensor(info: &ValueInfoProto) -> Option<&type_proto::Tensor> {
+    match info.r#type.as_ref()?.value.as_ref()? {
+        type_proto::Value::TensorType(tensor) => Some(tensor),
+        _ => None,
+    }
+}
+
+/// FLOAT, FLOAT16, DOUBLE or BFLOAT16.
+fn is_float(info: &ValueInfoProto) -> bool {
+    tensor(info).is_some_and(|t| matches!(t.elem_type(), 1 | 10 | 11 | 16))
+}
+
+/// A floating-point tensor with one entry, by its declared shape.
+fn is_scalar(info: &ValueInfoProto) -> bool {
+    let shape = tensor(info).and_then(|t| t.shape.as_ref());
+    let one = |d: &crate::onnx::schema::tensor_shape_proto::Dimension| {
+        matches!(d.value, Some(dimension::Value::DimValue(1)))
+    };
+    is_float(info) && shape.is_some_and(|s| s.dim.iter().all(one))
+}
