@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use prost::Message;
-use velora_graph::onnx::read::read;
-use velora_graph::onnx::read::{FileError, Source, UnknownFields, check_external_data, decode};
-use velora_graph::onnx::schema::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto,
-    StringStringEntryProto, TensorProto, TrainingInfoProto, TypeProto, ValueInfoProto,
-    tensor_proto, type_proto,
+use velora_graph::onnx::read::{
+    FileError, Source, UnknownFields, check_external_data, decode, read,
 };
+use velora_graph::onnx::schema::*;
 use velora_graph::onnx::write::{write, write_to};
+
+mod common;
+use common::full_model;
 
 fn models() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
@@ -34,10 +34,6 @@ fn streamed(model: &ModelProto) -> Vec<u8> {
     bytes
 }
 
-fn text(value: &str) -> Option<String> {
-    Some(value.into())
-}
-
 /// A small xorshift generator: the same mutations in every run.
 struct Random(u64);
 
@@ -47,131 +43,6 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 % bound as u64) as usize
-    }
-}
-
-/// A model with a value in every field that the streaming writer writes by itself.
-fn full_model(payload: usize) -> ModelProto {
-    let tensor = |name: &str| TensorProto {
-        dims: vec![2, -1, 0],
-        data_type: Some(1),
-        segment: Some(tensor_proto::Segment {
-            begin: Some(0),
-            end: Some(3),
-        }),
-        float_data: vec![1.0, -0.0, f32::INFINITY],
-        int32_data: vec![-1, 0, 7],
-        string_data: vec![Bytes::from_static(b""), Bytes::from_static(b"\xff")],
-        int64_data: vec![i64::MIN, 5],
-        name: text(name),
-        raw_data: Some(Bytes::from(vec![0xab; payload])),
-        double_data: vec![0.5],
-        uint64_data: vec![u64::MAX],
-        doc_string: text(""),
-        external_data: vec![entry("location", "w.bin")],
-        data_location: Some(0),
-        metadata_props: vec![entry("a", "b")],
-    };
-    let sparse = || SparseTensorProto {
-        values: Some(tensor("values")),
-        indices: Some(tensor("indices")),
-        dims: vec![4, 4],
-    };
-    let kind = || TypeProto {
-        value: Some(type_proto::Value::OptionalType(type_proto::Optional {
-            elem_type: Some(Box::new(TypeProto::default())),
-        })),
-        denotation: text("IMAGE"),
-    };
-    let value = |name: &str| ValueInfoProto {
-        name: text(name),
-        r#type: Some(kind()),
-        doc_string: text("doc"),
-        metadata_props: vec![entry("k", "v")],
-    };
-    let attribute = |graph: GraphProto| AttributeProto {
-        name: text("body"),
-        f: Some(0.0),
-        i: Some(-3),
-        s: Some(Bytes::from(vec![b's'; payload])),
-        t: Some(tensor("t")),
-        g: Some(Box::new(graph.clone())),
-        floats: vec![1.5, 0.0],
-        ints: vec![0, -1],
-        strings: vec![Bytes::new(), Bytes::from_static(b"x")],
-        tensors: vec![tensor("t0"), TensorProto::default()],
-        graphs: vec![graph, GraphProto::default()],
-        doc_string: text("doc"),
-        tp: Some(kind()),
-        type_protos: vec![kind(), TypeProto::default()],
-        r#type: Some(99),
-        ref_attr_name: text("outer"),
-        sparse_tensor: Some(sparse()),
-        sparse_tensors: vec![sparse()],
-    };
-    let node = |attribute: Vec<AttributeProto>| NodeProto {
-        input: vec!["x".into(), String::new()],
-        output: vec!["y".into()],
-        name: text("n"),
-        op_type: text("Loop"),
-        attribute,
-        doc_string: text("doc"),
-        domain: text(""),
-        overload: text("o"),
-        metadata_props: vec![entry("k", "v")],
-        device_configurations: vec![Default::default()],
-    };
-    let graph = |node: Vec<NodeProto>| GraphProto {
-        node,
-        name: text("g"),
-        initializer: vec![tensor("w"), TensorProto::default()],
-        doc_string: text("doc"),
-        input: vec![value("x")],
-        output: vec![value("y")],
-        value_info: vec![value("z")],
-        quantization_annotation: vec![Default::default()],
-        sparse_initializer: vec![sparse()],
-        metadata_props: vec![entry("k", "v")],
-    };
-    let outer = graph(vec![node(vec![attribute(graph(vec![node(vec![])]))])]);
-    ModelProto {
-        ir_version: Some(10),
-        producer_name: text("p"),
-        producer_version: text("1"),
-        domain: text(""),
-        model_version: Some(-1),
-        doc_string: text("doc"),
-        graph: Some(outer.clone()),
-        opset_import: vec![Default::default()],
-        metadata_props: vec![entry("k", "v")],
-        training_info: vec![TrainingInfoProto {
-            initialization: Some(outer.clone()),
-            algorithm: Some(outer.clone()),
-            initialization_binding: vec![entry("k", "v")],
-            update_binding: vec![entry("k", "v")],
-        }],
-        functions: vec![FunctionProto {
-            name: text("f"),
-            input: vec!["a".into()],
-            output: vec!["b".into()],
-            attribute: vec!["c".into()],
-            node: outer.node.clone(),
-            doc_string: text("doc"),
-            opset_import: vec![Default::default()],
-            domain: text("d"),
-            attribute_proto: vec![attribute(GraphProto::default())],
-            value_info: vec![value("v")],
-            overload: text("o"),
-            metadata_props: vec![entry("k", "v")],
-        }],
-        configuration: vec![Default::default()],
-    }
-}
-
-fn entry(key: &str, value: &str) -> StringStringEntryProto {
-    StringStringEntryProto {
-        key: text(key),
-        value: text(value),
     }
 }
 
@@ -367,18 +238,6 @@ fn nesting_is_bounded() {
     assert!(matches!(nested(2000), Err(FileError::Malformed { .. })));
 }
 
-fn external(entries: &[(&str, &str)]) -> TensorProto {
-    TensorProto {
-        name: text("weight"),
-        external_data: entries
-            .iter()
-            .map(|(key, value)| entry(key, value))
-            .collect(),
-        data_location: Some(1),
-        ..Default::default()
-    }
-}
-
 fn with_initializer(tensor: TensorProto) -> ModelProto {
     let graph = GraphProto {
         initializer: vec![tensor],
@@ -387,169 +246,6 @@ fn with_initializer(tensor: TensorProto) -> ModelProto {
     ModelProto {
         graph: Some(graph),
         ..Default::default()
-    }
-}
-
-#[test]
-fn external_data_must_lie_in_a_plain_file_inside_the_folder() {
-    let outside = tempfile::tempdir().unwrap();
-    fs::write(outside.path().join("secret"), [0; 100]).unwrap();
-    let folder = outside.path().join("model");
-    fs::create_dir_all(folder.join("sub")).unwrap();
-    fs::write(folder.join("w.bin"), [0; 100]).unwrap();
-    fs::write(folder.join("sub/w.bin"), [0; 100]).unwrap();
-    let check = |entries: &[(&str, &str)]| {
-        check_external_data(&with_initializer(external(entries)), &folder)
-    };
-    let refused = |entries: &[(&str, &str)], why: &str| {
-        let error = check(entries).unwrap_err().to_string();
-        assert!(
-            error.contains("\"weight\"") && error.contains(why),
-            "{entries:?}: {error}"
-        );
-    };
-
-    check(&[("location", "w.bin")]).unwrap();
-    check(&[
-        ("location", "./sub/w.bin"),
-        ("offset", "40"),
-        ("length", "60"),
-    ])
-    .unwrap();
-    check(&[("location", "w.bin"), ("offset", "100")]).unwrap();
-
-    refused(&[], "no location");
-    refused(&[("location", "")], "no location");
-    refused(&[("location", "../secret")], "leave the folder");
-    refused(&[("location", "sub/../../secret")], "leave the folder");
-    refused(&[("location", "sub\\..\\..\\secret")], "leave the folder");
-    refused(&[("location", "w.bin\0")], "leave the folder");
-    refused(
-        &[("location", outside.path().join("secret").to_str().unwrap())],
-        "leave the folder",
-    );
-    refused(&[("location", "missing.bin")], "cannot find");
-    refused(&[("location", "w.bin/x")], "cannot find");
-    refused(&[("location", "sub")], "not a regular file");
-    refused(&[("location", ".")], "not a regular file");
-    refused(&[("location", "w.bin"), ("location", "../secret")], "twice");
-    for (offset, length) in [
-        ("101", "0"),
-        ("0", "101"),
-        ("60", "41"),
-        ("1", "18446744073709551615"),
-    ] {
-        refused(
-            &[
-                ("location", "w.bin"),
-                ("offset", offset),
-                ("length", length),
-            ],
-            "is needed",
-        );
-    }
-    for number in ["", "-1", "+1", "0x10", "1e3", " 1", "18446744073709551616"] {
-        refused(&[("location", "w.bin"), ("offset", number)], "offset is");
-        refused(&[("location", "w.bin"), ("length", number)], "length is");
-    }
-
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::symlink;
-        symlink(outside.path().join("secret"), folder.join("link.bin")).unwrap();
-        symlink(outside.path(), folder.join("linked")).unwrap();
-        fs::hard_link(outside.path().join("secret"), folder.join("hard.bin")).unwrap();
-        refused(&[("location", "link.bin")], "symbolic link");
-        refused(&[("location", "linked/secret")], "symbolic link");
-        refused(&[("location", "hard.bin")], "hard links");
-    }
-}
-
-#[test]
-fn external_data_is_checked_wherever_tensors_are() {
-    let folder = tempfile::tempdir().unwrap();
-    let bad = || external(&[("location", "../secret")]);
-    let sparse = || SparseTensorProto {
-        indices: Some(bad()),
-        ..Default::default()
-    };
-    let node = |attribute| NodeProto {
-        attribute: vec![attribute],
-        ..Default::default()
-    };
-    let in_graph = |graph| ModelProto {
-        graph: Some(graph),
-        ..Default::default()
-    };
-    let in_node = |attribute| GraphProto {
-        node: vec![node(attribute)],
-        ..Default::default()
-    };
-    let attribute = AttributeProto::default;
-    let inner = || with_initializer(bad()).graph.unwrap();
-    let cases = [
-        in_graph(in_node(AttributeProto {
-            t: Some(bad()),
-            ..attribute()
-        })),
-        in_graph(in_node(AttributeProto {
-            tensors: vec![bad()],
-            ..attribute()
-        })),
-        in_graph(in_node(AttributeProto {
-            sparse_tensor: Some(sparse()),
-            ..attribute()
-        })),
-        in_graph(in_node(AttributeProto {
-            sparse_tensors: vec![sparse()],
-            ..attribute()
-        })),
-        in_graph(in_node(AttributeProto {
-            g: Some(Box::new(inner())),
-            ..attribute()
-        })),
-        in_graph(in_node(AttributeProto {
-            graphs: vec![inner()],
-            ..attribute()
-        })),
-        in_graph(GraphProto {
-            sparse_initializer: vec![sparse()],
-            ..Default::default()
-        }),
-        ModelProto {
-            training_info: vec![TrainingInfoProto {
-                algorithm: Some(inner()),
-                ..Default::default()
-            }],
-            ..Default::default()
-        },
-        ModelProto {
-            functions: vec![FunctionProto {
-                node: vec![node(AttributeProto {
-                    t: Some(bad()),
-                    ..attribute()
-                })],
-                ..Default::default()
-            }],
-            ..Default::default()
-        },
-        ModelProto {
-            functions: vec![FunctionProto {
-                attribute_proto: vec![AttributeProto {
-                    t: Some(bad()),
-                    ..attribute()
-                }],
-                ..Default::default()
-            }],
-            ..Default::default()
-        },
-    ];
-    for (i, model) in cases.iter().enumerate() {
-        let result = check_external_data(model, folder.path());
-        assert!(
-            matches!(result, Err(FileError::ExternalData { .. })),
-            "case {i}"
-        );
     }
 }
 
