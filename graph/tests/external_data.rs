@@ -1,0 +1,196 @@
+//! References to external data: hostile ones are refused, wherever they are.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+
+use velora_graph::onnx::read::{FileError, check_external_data};
+use velora_graph::onnx::schema::*;
+
+mod common;
+use common::{entry, text};
+
+fn external(entries: &[(&str, &str)]) -> TensorProto {
+    TensorProto {
+        name: text("weight"),
+        external_data: entries
+            .iter()
+            .map(|(key, value)| entry(key, value))
+            .collect(),
+        data_location: Some(1),
+        ..Default::default()
+    }
+}
+
+fn with_initializer(tensor: TensorProto) -> ModelProto {
+    let graph = GraphProto {
+        initializer: vec![tensor],
+        ..Default::default()
+    };
+    ModelProto {
+        graph: Some(graph),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn external_data_must_lie_in_a_plain_file_inside_the_folder() {
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("secret"), [0; 100]).unwrap();
+    let folder = outside.path().join("model");
+    fs::create_dir_all(folder.join("sub")).unwrap();
+    fs::write(folder.join("w.bin"), [0; 100]).unwrap();
+    fs::write(folder.join("sub/w.bin"), [0; 100]).unwrap();
+    let check = |entries: &[(&str, &str)]| {
+        check_external_data(&with_initializer(external(entries)), &folder)
+    };
+    let refused = |entries: &[(&str, &str)], why: &str| {
+        let error = check(entries).unwrap_err().to_string();
+        assert!(
+            error.contains("\"weight\"") && error.contains(why),
+            "{entries:?}: {error}"
+        );
+    };
+
+    check(&[("location", "w.bin")]).unwrap();
+    check(&[
+        ("location", "./sub/w.bin"),
+        ("offset", "40"),
+        ("length", "60"),
+    ])
+    .unwrap();
+    check(&[("location", "w.bin"), ("offset", "100")]).unwrap();
+
+    refused(&[], "no location");
+    refused(&[("location", "")], "no location");
+    refused(&[("location", "../secret")], "leave the folder");
+    refused(&[("location", "sub/../../secret")], "leave the folder");
+    refused(&[("location", "sub\\..\\..\\secret")], "leave the folder");
+    refused(&[("location", "w.bin\0")], "leave the folder");
+    refused(
+        &[("location", outside.path().join("secret").to_str().unwrap())],
+        "leave the folder",
+    );
+    refused(&[("location", "missing.bin")], "cannot find");
+    refused(&[("location", "w.bin/x")], "cannot find");
+    refused(&[("location", "sub")], "not a regular file");
+    refused(&[("location", ".")], "not a regular file");
+    refused(&[("location", "w.bin"), ("location", "../secret")], "twice");
+    for (offset, length) in [
+        ("101", "0"),
+        ("0", "101"),
+        ("60", "41"),
+        ("1", "18446744073709551615"),
+    ] {
+        refused(
+            &[
+                ("location", "w.bin"),
+                ("offset", offset),
+                ("length", length),
+            ],
+            "is needed",
+        );
+    }
+    for number in ["", "-1", "+1", "0x10", "1e3", " 1", "18446744073709551616"] {
+        refused(&[("location", "w.bin"), ("offset", number)], "offset is");
+        refused(&[("location", "w.bin"), ("length", number)], "length is");
+    }
+
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::symlink;
+        symlink(outside.path().join("secret"), folder.join("link.bin")).unwrap();
+        symlink(outside.path(), folder.join("linked")).unwrap();
+        fs::hard_link(outside.path().join("secret"), folder.join("hard.bin")).unwrap();
+        refused(&[("location", "link.bin")], "symbolic link");
+        refused(&[("location", "linked/secret")], "symbolic link");
+        refused(&[("location", "hard.bin")], "hard links");
+    }
+}
+
+#[test]
+fn external_data_is_checked_wherever_tensors_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = || external(&[("location", "../secret")]);
+    let sparse = || SparseTensorProto {
+        indices: Some(bad()),
+        ..Default::default()
+    };
+    let node = |attribute| NodeProto {
+        attribute: vec![attribute],
+        ..Default::default()
+    };
+    let in_graph = |graph| ModelProto {
+        graph: Some(graph),
+        ..Default::default()
+    };
+    let in_node = |attribute| GraphProto {
+        node: vec![node(attribute)],
+        ..Default::default()
+    };
+    let attribute = AttributeProto::default;
+    let inner = || with_initializer(bad()).graph.unwrap();
+    let cases = [
+        in_graph(in_node(AttributeProto {
+            t: Some(bad()),
+            ..attribute()
+        })),
+        in_graph(in_node(AttributeProto {
+            tensors: vec![bad()],
+            ..attribute()
+        })),
+        in_graph(in_node(AttributeProto {
+            sparse_tensor: Some(sparse()),
+            ..attribute()
+        })),
+        in_graph(in_node(AttributeProto {
+            sparse_tensors: vec![sparse()],
+            ..attribute()
+        })),
+        in_graph(in_node(AttributeProto {
+            g: Some(Box::new(inner())),
+            ..attribute()
+        })),
+        in_graph(in_node(AttributeProto {
+            graphs: vec![inner()],
+            ..attribute()
+        })),
+        in_graph(GraphProto {
+            sparse_initializer: vec![sparse()],
+            ..Default::default()
+        }),
+        ModelProto {
+            training_info: vec![TrainingInfoProto {
+                algorithm: Some(inner()),
+                ..Default::default()
+            }],
+            ..Default::default()
+        },
+        ModelProto {
+            functions: vec![FunctionProto {
+                node: vec![node(AttributeProto {
+                    t: Some(bad()),
+                    ..attribute()
+                })],
+                ..Default::default()
+            }],
+            ..Default::default()
+        },
+        ModelProto {
+            functions: vec![FunctionProto {
+                attribute_proto: vec![AttributeProto {
+                    t: Some(bad()),
+                    ..attribute()
+                }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        },
+    ];
+    for (i, model) in cases.iter().enumerate() {
+        let result = check_external_data(model, folder.path());
+        assert!(
+            matches!(result, Err(FileError::ExternalData { .. })),
+            "case {i}"
+        );
+    }
+}
