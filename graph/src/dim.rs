@@ -5,28 +5,27 @@
 //! whole over canonical operands. Terms are kept in one order, so `==` decides equality of
 //! polynomials; expressions holding operation atoms may be equal in value and still compare unequal.
 //!
-//! **Symbols are sizes, at least 1**, and a divisor is taken to be nonzero: [`Dim::max`],
-//! [`Dim::min`], [`Dim::dominates`] and the divisions simplify under these assumptions.
+//! **Symbols are sizes, at least 1**, and a divisor is taken to be nonzero: [`Dim::maximum`],
+//! [`Dim::minimum`], [`Dim::dominates`] and the divisions simplify under these assumptions.
 //!
 //! **Overflow.** Coefficients lie in `-i64::MAX..=i64::MAX` and expressions are bounded in size and
 //! nesting. A result out of these bounds, or a division by the constant 0, is the *undefined*
 //! dimension (see [`Dim::is_undefined`]): absorbing under every operation, printed as `⊤`, never
 //! constant, never evaluated, never dominating. Nothing here panics or silently wraps.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::ops::{Add, Mul, Neg, Sub};
 use std::sync::Arc;
+
+use poly::{Mono, Terms, add_term, floor_i64, floor_i128, gcd, product, sum};
+
+mod poly;
+mod text;
 
 /// Most atoms and terms, counted through nesting, an expression may have.
 const MAX_SIZE: usize = 2048;
 /// Deepest nesting of operation atoms.
 const MAX_DEPTH: usize = 32;
-/// Deepest nesting of brackets and signs the parser follows.
-const MAX_PARSE_DEPTH: usize = 4 * MAX_DEPTH;
-/// How the undefined dimension is written.
-const UNDEFINED: &str = "⊤";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Op {
@@ -75,124 +74,13 @@ impl Atom {
     }
 }
 
-/// A product of atom powers, sorted by atom, exponents nonzero.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-struct Mono(Vec<(Atom, u32)>);
-
-impl Mono {
-    fn degree(&self) -> u64 {
-        self.0.iter().map(|(_, e)| u64::from(*e)).sum()
-    }
-
-    fn mul(&self, other: &Mono) -> Option<Mono> {
-        let mut powers: BTreeMap<Atom, u32> = self.0.iter().cloned().collect();
-        for (atom, e) in &other.0 {
-            let slot = powers.entry(atom.clone()).or_insert(0);
-            *slot = slot.checked_add(*e)?;
-        }
-        Some(Mono(powers.into_iter().collect()))
-    }
-
-    /// `self / other` where every power of `other` is in `self`.
-    fn div(&self, other: &Mono) -> Option<Mono> {
-        let mut powers: BTreeMap<Atom, u32> = self.0.iter().cloned().collect();
-        for (atom, e) in &other.0 {
-            let slot = powers.get_mut(atom)?;
-            *slot = slot.checked_sub(*e)?;
-        }
-        Some(Mono(powers.into_iter().filter(|(_, e)| *e > 0).collect()))
-    }
-
-    fn gcd(&self, other: &Mono) -> Mono {
-        let powers: BTreeMap<&Atom, u32> = other.0.iter().map(|(a, e)| (a, *e)).collect();
-        let common = self
-            .0
-            .iter()
-            .filter_map(|(a, e)| powers.get(a).map(|o| (a.clone(), *e.min(o))));
-        Mono(common.collect())
-    }
-}
-
-/// Graded lexicographic order, the greatest monomial first. It is compatible with multiplication,
-/// so the first term of a product is the product of the first terms: exact division rests on that.
-impl Ord for Mono {
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.degree().cmp(&self.degree()).then_with(|| {
-            for ((a, ea), (b, eb)) in self.0.iter().zip(&other.0) {
-                let order = a.cmp(b).then(eb.cmp(ea));
-                if order != Ordering::Equal {
-                    return order;
-                }
-            }
-            self.0.len().cmp(&other.0.len())
-        })
-    }
-}
-
-impl PartialOrd for Mono {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-type Terms = BTreeMap<Mono, i64>;
-
 /// A symbolic dimension in canonical form. See the [module](self) for what is assumed of symbols
-/// and what happens on overflow. The order given by `Ord` is structural, not by value.
+/// and what happens on overflow. The order given by `Ord` is structural, not by
+/// value, and so are `Ord::max` and `Ord::min`: take [`Dim::maximum`] and [`Dim::minimum`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Dim {
     /// Nonzero coefficients by monomial; `None` is the undefined dimension.
     terms: Option<Terms>,
-}
-
-/// Adds `coef·mono` in place; `None` on overflow.
-fn add_term(terms: &mut Terms, mono: Mono, coef: i64) -> Option<()> {
-    let sum = terms.get(&mono).copied().unwrap_or(0).checked_add(coef)?;
-    match sum {
-        0 => drop(terms.remove(&mono)),
-        i64::MIN => return None,
-        _ => drop(terms.insert(mono, sum)),
-    }
-    (terms.len() <= MAX_SIZE).then_some(())
-}
-
-fn sum(a: &Terms, b: &Terms, sign: i64) -> Option<Terms> {
-    let mut out = a.clone();
-    for (mono, coef) in b {
-        add_term(&mut out, mono.clone(), coef.checked_mul(sign)?)?;
-    }
-    Some(out)
-}
-
-fn product(a: &Terms, b: &Terms) -> Option<Terms> {
-    let mut out = Terms::new();
-    for (ma, ca) in a {
-        for (mb, cb) in b {
-            add_term(&mut out, ma.mul(mb)?, ca.checked_mul(*cb)?)?;
-        }
-    }
-    Some(out)
-}
-
-fn gcd(mut a: i64, mut b: i64) -> i64 {
-    while b != 0 {
-        (a, b) = (b, a.wrapping_rem(b));
-    }
-    a.saturating_abs()
-}
-
-/// Floor division that is defined for every pair but a zero divisor and overflow.
-fn floor_i128(n: i128, d: i128) -> Option<i128> {
-    let (q, r) = (n.checked_div(d)?, n.checked_rem(d)?);
-    if r != 0 && ((r < 0) != (d < 0)) {
-        q.checked_sub(1)
-    } else {
-        Some(q)
-    }
-}
-
-fn floor_i64(n: i64, d: i64) -> Option<i64> {
-    i64::try_from(floor_i128(n.into(), d.into())?).ok()
 }
 
 impl From<i64> for Dim {
@@ -356,7 +244,7 @@ impl Dim {
     }
 
     fn div_rounded(&self, other: &Dim, op: Op) -> Dim {
-        if let (Some(q), false) = (self.exact_div(other), other.as_const() == Some(0)) {
+        if let Some(q) = self.exact_div(other) {
             return q;
         }
         let reduced = self.cancel(other).map(|(n, d)| match (d.as_const(), op) {
@@ -436,12 +324,12 @@ impl Dim {
     }
 
     /// The greater of the two; operands another one [dominates](Dim::dominates) are left out.
-    pub fn max(&self, other: &Dim) -> Dim {
+    pub fn maximum(&self, other: &Dim) -> Dim {
         Dim::extreme(Op::Max, &[self, other])
     }
 
     /// The lesser of the two; operands that [dominate](Dim::dominates) another are left out.
-    pub fn min(&self, other: &Dim) -> Dim {
+    pub fn minimum(&self, other: &Dim) -> Dim {
         Dim::extreme(Op::Min, &[self, other])
     }
 
