@@ -1,0 +1,203 @@
+"""Export training graphs with onnxruntime-training's offline artifact generator.
+
+    python export_ort.py --case llama_tiny --out ../ort
+    python export_ort.py --all --out ../ort [--keep]
+
+Needs the packages in requirements-ort.txt.
+
+For each case: `torch.onnx.export` (the TorchScript exporter, opset 15, training mode), then
+`artifacts.generate_artifacts`; the training graph is written to `<out>/<name>.onnx`. With --keep
+the eval and optimizer graphs and the checkpoint stay in `<out>/<name>.artifacts/`.
+
+Opset 15, not 17: the opset-17 LayerNormalization is exported with one output, and the gradient
+builder then stops with "GradientBuilderBase::O ... i < node_->OutputDefs().size() was false".
+Below 17 the norm is exported as plain arithmetic, which ONNX Runtime fuses to its own node with
+three outputs.
+"""
+
+import argparse
+import io
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+
+import onnx
+import onnxruntime
+import torch
+from onnxruntime.training import artifacts
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import zoo  # noqa: E402
+
+
+class FlatLogits(torch.nn.Module):
+    """Model whose logits are [N, classes], as the generated cross entropy wants them."""
+
+    def __init__(self, model, pick=None):
+        super().__init__()
+        self.model, self.pick = model, pick
+
+    def forward(self, x):
+        logits = self.model(x)
+        if self.pick:
+            logits = getattr(logits, self.pick)
+        return logits.reshape(-1, logits.shape[-1])
+
+
+# ---- cases
+def hf_bert(dropout=0.0):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=256,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=64,
+        num_labels=2,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        attn_implementation="eager",
+    )
+    return FlatLogits(BertForSequenceClassification(config), "logits")
+
+
+def hf_llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        use_cache=False,
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+    )
+    return FlatLogits(LlamaForCausalLM(config), "logits")
+
+
+def digits():
+    return torch.randn(16, 64)
+
+
+def images():
+    return torch.randn(16, 1, 8, 8)
+
+
+def series():
+    return torch.randn(8, 16, 8)
+
+
+def tokens():
+    return torch.randint(0, 256, (4, 16))
+
+
+# name -> (model factory, input factory, symbolic axes of the input)
+CASES = {
+    "mlp": (zoo.Mlp, digits, {0: "batch"}),
+    "bert_tiny": (hf_bert, tokens, {0: "batch", 1: "seq"}),
+    "bert_tiny_dropout": (lambda: hf_bert(0.1), tokens, {0: "batch", 1: "seq"}),
+    "llama_tiny": (lambda: FlatLogits(zoo.LlamaTiny()), tokens, {0: "batch", 1: "seq"}),
+    "llama_tiny_lora": (lambda: FlatLogits(zoo.llama_lora()), tokens, {0: "batch", 1: "seq"}),
+    "llama_hf": (hf_llama, tokens, {0: "batch", 1: "seq"}),
+    "vit_tiny": (zoo.ViTTiny, digits, {0: "batch"}),
+    "vit_tiny_lora": (zoo.vit_lora, digits, {0: "batch"}),
+    "vit_tiny_ssf": (zoo.vit_ssf, digits, {0: "batch"}),
+    "vit_tiny_hydra": (zoo.vit_hydra, digits, {0: "batch"}),
+    "vit_tiny_probe": (zoo.vit_probe, digits, {0: "batch"}),
+    "cnn": (lambda: zoo.Cnn(norm=False), images, {0: "batch"}),
+    "cnn_bn": (lambda: zoo.Cnn(norm=True), images, {0: "batch"}),
+    "lstm": (lambda: zoo.Rnn("lstm"), series, {1: "batch"}),
+    "gru": (lambda: zoo.Rnn("gru"), series, {1: "batch"}),
+}
+
+
+# ---- exporting
+def forward_onnx(model, x, axes, opset):
+    """The forward graph as the gradient builder wants it: unfolded, weights as initializers."""
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        model,
+        (x,),
+        buffer,
+        opset_version=opset,
+        input_names=["x"],
+        output_names=["logits"],
+        dynamic_axes={"x": axes, "logits": {0: "rows"}},
+        training=torch.onnx.TrainingMode.TRAINING,
+        do_constant_folding=False,
+        export_params=True,
+        keep_initializers_as_inputs=False,
+    )
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def split_params(model, forward):
+    """(trainable, frozen): initializers named by state_dict; tied copies are skipped."""
+    present = {i.name for i in forward.graph.initializer}
+    named = [(n, p.requires_grad) for n, p in model.named_parameters() if n in present]
+    return [n for n, grad in named if grad], [n for n, grad in named if not grad]
+
+
+def training_graph(model, x, axes, opset, folder):
+    """Generate all artifacts in `folder` and return the training graph."""
+    forward = forward_onnx(model, x, axes, opset)
+    trainable, frozen = split_params(model, forward)
+    artifacts.generate_artifacts(
+        forward,
+        requires_grad=trainable,
+        frozen_params=frozen,
+        loss=artifacts.LossType.CrossEntropyLoss,
+        optimizer=artifacts.OptimType.AdamW,
+        artifact_directory=folder,
+    )
+    return onnx.load(os.path.join(folder, "training_model.onnx"))
+
+
+def export_case(name, out, *, opset, keep):
+    factory, batch, axes = CASES[name]
+    torch.manual_seed(0)
+    model, x = factory().train(), batch()
+    folder = os.path.join(out, f"{name}.artifacts") if keep else tempfile.mkdtemp()
+    os.makedirs(folder, exist_ok=True)
+    try:
+        proto = training_graph(model, x, axes, opset, folder)
+        path = os.path.join(out, f"{name}.onnx")
+        onnx.save(proto, path)
+        print(f"{name}: {len(proto.graph.node)} nodes, {os.path.getsize(path)} bytes", flush=True)
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def main():
+    cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    what = cli.add_mutually_exclusive_group(required=True)
+    what.add_argument("--case", action="append", choices=sorted(CASES), help="may repeat")
+    what.add_argument("--all", action="store_true")
+    cli.add_argument("--out", default="ort", help="folder to write to (default: ort)")
+    cli.add_argument("--keep", action="store_true", help="keep the other artifacts too")
+    cli.add_argument("--opset", type=int, default=15)
+    opt = cli.parse_args()
+    warnings.filterwarnings("ignore")
+    onnxruntime.set_default_logger_severity(3)
+    os.makedirs(opt.out, exist_ok=True)
+    failed = 0
+    for name in CASES if opt.all else opt.case:
+        try:
+            export_case(name, opt.out, opset=opt.opset, keep=opt.keep)
+        except Exception as error:  # one failing model must not hide the others
+            failed += 1
+            print(f"{name}: FAILED {type(error).__name__}: {str(error)[:1500]}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
