@@ -321,11 +321,7 @@ fn remove_dead(graph: &Graph, rewritten: &[&Site], proto: &mut GraphProto) {
     let mut removed = HashSet::new();
     let mut kept = Vec::with_capacity(proto.node.len());
     // Backwards, so that a node is judged after all its readers.
-    for (index, node) in std::mem::take(&mut proto.node)
-        .into_iter()
-        .enumerate()
-        .rev()
-    {
+    for node in std::mem::take(&mut proto.node).into_iter().rev() {
         let candidate = node.output.first().is_some_and(|o| candidates.contains(o));
         if candidate && node.output.iter().all(|o| !read.contains(o)) {
             removed.extend(node.output);
