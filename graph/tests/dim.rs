@@ -100,8 +100,15 @@ fn out_of_bounds_is_undefined_and_absorbing() {
     assert!(Dim::from(1).div_floor(&Dim::from(0)).is_undefined());
     assert_eq!((&big * Dim::symbol("a")).eval(&values(&[("a", 2)])), None);
     assert_eq!(Dim::symbol("a").eval(&values(&[])), None);
-    let deep = "(".repeat(100_000);
-    assert_eq!(p(&deep), Dim::symbol(&deep));
+    let deep =
+        [("(", ""), ("-", ""), ("Max(", ""), ("a^", "1")].map(|(t, end)| t.repeat(100_000) + end);
+    for text in deep
+        .iter()
+        .map(String::as_str)
+        .chain(["(a+b+c+d+e+f+g+h)^50", "(a+1)^4000000000"])
+    {
+        assert_eq!(p(text), Dim::symbol(text));
+    }
     let mut nested = Dim::symbol("a");
     for _ in 0..100 {
         nested = (&nested + Dim::symbol("b")).div_floor(&(&nested + Dim::symbol("c")));
