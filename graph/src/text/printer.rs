@@ -315,7 +315,13 @@ impl Printer {
             },
             AttributeType::Tensors => self.set(list, &attribute.tensors, Self::attribute_tensor),
             AttributeType::TypeProto => {
-                self.put(&attribute.tp.as_ref().and_then(type_text).unwrap_or_default());
+                self.put(
+                    &attribute
+                        .tp
+                        .as_ref()
+                        .and_then(type_text)
+                        .unwrap_or_default(),
+                );
             }
             AttributeType::TypeProtos => self.set(list, &attribute.type_protos, |p, t| {
                 p.put(&type_text(t).unwrap_or_default());
