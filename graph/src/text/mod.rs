@@ -29,6 +29,7 @@
 mod lexer;
 mod parser;
 mod printer;
+mod types;
 
 pub use parser::{parse_function, parse_graph, parse_model, parse_node};
 pub use printer::{print_function, print_graph, print_model, print_node};

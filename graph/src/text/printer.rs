@@ -288,9 +288,9 @@ impl Printer {
         match kind {
             AttributeType::Int => self.display(attribute.i.unwrap_or_default()),
             AttributeType::Ints => self.set(list, &attribute.ints, Self::display),
-            AttributeType::Float => self.put(&float32(attribute.f.unwrap_or_default())),
+            AttributeType::Float => self.put(&attribute_float(attribute.f.unwrap_or_default())),
             AttributeType::Floats => {
-                self.set(list, &attribute.floats, |p, v| p.put(&float32(*v)));
+                self.set(list, &attribute.floats, |p, v| p.put(&attribute_float(*v)));
             }
             AttributeType::String => self.quoted_bytes(attribute.s.as_deref().unwrap_or_default()),
             AttributeType::Strings => {
@@ -488,6 +488,15 @@ fn shape_text(shape: &Option<TensorShapeProto>) -> String {
         None => p.put("?"),
     });
     p.out
+}
+
+/// A float with a point: from an integer the Python parser makes an attribute with two values.
+fn attribute_float(value: f32) -> String {
+    let mut text = float32(value);
+    if text.ends_with(|c: char| c.is_ascii_digit()) && !text.contains(['.', 'e']) {
+        text.push_str(".0");
+    }
+    text
 }
 
 /// The shortest decimal that parses back to `value`, for the Python parser too: that one refuses
