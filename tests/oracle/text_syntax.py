@@ -54,6 +54,9 @@ def differences(text_model, file_model):
         elif b.data_location == onnx.TensorProto.EXTERNAL:
             if [(e.key, e.value) for e in a.external_data] != [(e.key, e.value) for e in b.external_data]:
                 yield f"initializer {b.name!r}: location differs"
+        elif b.data_type == onnx.TensorProto.STRING:
+            if list(a.string_data) != list(b.string_data):
+                yield f"initializer {b.name!r}: elements differ"
         elif not np.array_equal(
             np.frombuffer(numpy_helper.to_array(a).tobytes(), np.uint8),
             np.frombuffer(numpy_helper.to_array(b).tobytes(), np.uint8),

@@ -15,7 +15,9 @@
 //!
 //! # Differences from the Python printer
 //!
-//! Floats are printed so that they parse back to the same bits; every element type is printed,
+//! Floats are printed in the shortest form that parses back to the same bits (subnormals exactly,
+//! as the Python parser refuses others; in attributes always as a float literal, as it makes an
+//! attribute with both an int and a float of `f: float = 1`); every element type is printed,
 //! 16-bit and smaller floats as their bit patterns, as the Python parser wants them; the defaults of
 //! function attributes, the value infos and the documentation of functions are printed, which the
 //! Python parser reads; an empty list of strings is `[]`.
