@@ -132,7 +132,8 @@ def export_training_graph(
         `grad.<name>`.
 
     Raises:
-        ValueError: nothing is trainable, or an operator outside the standard domain is left.
+        ValueError: nothing is trainable, an operator outside the standard domain is left, or an
+            axis that was to be symbolic became a number.
     """
     x, labels = example_batch
     inputs = _batch_inputs(x)
@@ -175,6 +176,12 @@ def export_training_graph(
     foreign = sorted({f"{n.domain}::{n.op_type}" for n in proto.graph.node if n.domain})
     if foreign:
         raise ValueError(f"operators outside the standard domain: {', '.join(foreign)}")
+    given = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
+    for name, spec in zip([*_input_names(inputs), "y"], axes):
+        for axis, dim in spec.items():
+            if name in given and given[name][axis].dim_param != dim:
+                size = given[name][axis].dim_value
+                raise ValueError(f"axis {axis} of {name} was to be {dim}, but became {size}")
     if param_values:
         for name, value in zip(step.names, step.values):
             array = value.cpu().numpy()
