@@ -283,7 +283,7 @@ pub struct GraphProto {
 pub struct TensorProto {
     #[prost(int64, repeated, packed = "false", tag = "1")]
     pub dims: Vec<i64>,
-    /// One of [`DataType`]; an `i32` because files may hold newer values.
+    /// One of `TensorProto.DataType`; an `i32` because files may hold newer values.
     #[prost(int32, optional, tag = "2")]
     pub data_type: Option<i32>,
     #[prost(message, optional, tag = "3")]
