@@ -1,6 +1,6 @@
 //! Replaces saved activations by their compressed form, and the weight gradient by its factored form.
 //!
-//! For a site with activation X [N, D], incoming gradient dY [N, O] and unit direction v [M]:
+//! For a site with activation X [N, D], incoming gradient dY [N, O] and unit direction v (M entries):
 //! `z[n, g] = Σ_m X[n, g·M+m]·v[m]` is computed right after X, the contraction runs on z instead of
 //! X and gives P = zᵀdY [G, O], and `dW[g·M+m, o] = v[m]·P[g, o]` (arXiv 2405.17991; DESIGN §3).
 //! Everything else keeps its nodes, names and order, so that forward values and input gradients are
