@@ -215,21 +215,8 @@ impl Graph {
 
     /// The message that this graph stands for, nodes in [`Graph::order`].
     pub fn to_proto(&self) -> GraphProto {
-        let name = |value: &Option<ValueId>| match value {
-            Some(value) => self.value(*value).name.clone(),
-            None => String::new(),
-        };
         let mut proto = self.shell.clone();
-        proto.node = (self.order.iter())
-            .map(|&id| {
-                let node = self.node(id);
-                NodeProto {
-                    input: node.inputs.iter().map(name).collect(),
-                    output: node.outputs.iter().map(name).collect(),
-                    ..node.proto.clone()
-                }
-            })
-            .collect();
+        proto.node = self.order.iter().map(|&id| self.node_proto(id)).collect();
         proto
     }
 }

@@ -6,9 +6,11 @@
 
 mod build;
 mod order;
+mod patch;
 
 use crate::onnx::schema::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto};
 pub use order::View;
+pub use patch::Patch;
 use thiserror::Error;
 
 /// A node of a [`Graph`]; valid only for the graph that gave it out.
@@ -86,6 +88,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// The value of a metadata entry of the node.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        let entry = self.proto.metadata_props.iter().find(|e| e.key() == key);
+        entry.map(|e| e.value())
+    }
+
     /// The operator's name.
     pub fn op(&self) -> &str {
         self.proto.op_type()

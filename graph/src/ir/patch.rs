@@ -1,0 +1,177 @@
+//! Edits of a graph as values.
+//!
+//! A pass never changes a graph by hand: it returns a [`Patch`], and [`Graph::apply`] makes the new
+//! graph from the old one and the patch. The new graph is indexed from scratch, so a patch that
+//! leaves a name undefined, defines one twice or closes a cycle is an error, never a broken graph.
+
+use super::{Graph, GraphError, NodeId, Use, ValueId};
+use crate::onnx::schema::{NodeProto, TensorProto};
+use std::collections::{HashMap, HashSet};
+
+/// Nodes added and removed, reads redirected, outputs renamed, constants added, order changed.
+#[derive(Clone, Debug, Default)]
+pub struct Patch {
+    /// The pass that made it.
+    pub pass: &'static str,
+    /// Why, as a sentence.
+    pub reason: String,
+    after: HashMap<NodeId, Vec<NodeProto>>,
+    before: HashMap<NodeId, Vec<NodeProto>>,
+    front: Vec<NodeProto>,
+    replaced: HashMap<NodeId, Vec<NodeProto>>,
+    redirected: HashMap<(NodeId, usize), String>,
+    renamed: HashMap<(NodeId, usize), String>,
+    initializers: Vec<TensorProto>,
+    order: Option<Vec<NodeId>>,
+}
+
+impl Patch {
+    /// An empty patch.
+    pub fn new(pass: &'static str, reason: impl Into<String>) -> Self {
+        Patch {
+            pass,
+            reason: reason.into(),
+            ..Default::default()
+        }
+    }
+
+    /// Whether applying the patch changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.after.is_empty()
+            && self.before.is_empty()
+            && self.front.is_empty()
+            && self.replaced.is_empty()
+            && self.redirected.is_empty()
+            && self.renamed.is_empty()
+            && self.initializers.is_empty()
+            && self.order.is_none()
+    }
+
+    /// Adds nodes right behind a node.
+    pub fn insert_after(&mut self, node: NodeId, nodes: Vec<NodeProto>) {
+        if !nodes.is_empty() {
+            self.after.entry(node).or_default().extend(nodes);
+        }
+    }
+
+    /// Adds nodes right in front of a node.
+    pub fn insert_before(&mut self, node: NodeId, nodes: Vec<NodeProto>) {
+        if !nodes.is_empty() {
+            self.before.entry(node).or_default().extend(nodes);
+        }
+    }
+
+    /// Adds nodes in front of all others.
+    pub fn insert_front(&mut self, nodes: Vec<NodeProto>) {
+        self.front.extend(nodes);
+    }
+
+    /// Puts nodes in the place of a node; they define what others still read of it.
+    pub fn replace(&mut self, node: NodeId, nodes: Vec<NodeProto>) {
+        self.replaced.insert(node, nodes);
+    }
+
+    /// Removes a node.
+    pub fn remove(&mut self, node: NodeId) {
+        self.replaced.insert(node, Vec::new());
+    }
+
+    /// Lets one input of a node read the value of that name. Captures cannot be redirected.
+    pub fn redirect(&mut self, node: NodeId, slot: usize, to: impl Into<String>) {
+        self.redirected.insert((node, slot), to.into());
+    }
+
+    /// Gives one output of a node another name; its readers stay with the old name.
+    pub fn rename_output(&mut self, node: NodeId, slot: usize, to: impl Into<String>) {
+        self.renamed.insert((node, slot), to.into());
+    }
+
+    /// Adds a constant.
+    pub fn add_initializer(&mut self, tensor: TensorProto) {
+        self.initializers.push(tensor);
+    }
+
+    /// Lists the nodes in another order; every node of the graph once.
+    pub fn reorder(&mut self, order: Vec<NodeId>) {
+        self.order = Some(order);
+    }
+}
+
+impl Graph {
+    /// The graph with a patch applied. Ids of the old graph are not valid in the new one.
+    ///
+    /// # Errors
+    /// [`GraphError`] where the result would not be a graph.
+    pub fn apply(&self, patch: &Patch) -> Result<Graph, GraphError> {
+        let order = patch.order.as_deref().unwrap_or(self.order());
+        let mut proto = self.shell.clone();
+        let mut nodes = Vec::with_capacity(order.len() + patch.front.len());
+        nodes.extend(patch.front.iter().cloned());
+        for id in order {
+            let listed = |map: &HashMap<NodeId, Vec<NodeProto>>| {
+                map.get(id).into_iter().flatten().cloned().collect::<Vec<_>>()
+            };
+            nodes.extend(listed(&patch.before));
+            match patch.replaced.get(id) {
+                Some(replacement) => nodes.extend(replacement.iter().cloned()),
+                None => nodes.push(self.patched_node(*id, patch)),
+            }
+            nodes.extend(listed(&patch.after));
+        }
+        let gone = self.gone(patch, &nodes);
+        proto.value_info.retain(|info| !gone.contains(info.name()));
+        proto.node = nodes;
+        proto.initializer.extend(patch.initializers.iter().cloned());
+        Graph::from_proto(proto)
+    }
+
+    fn patched_node(&self, id: NodeId, patch: &Patch) -> NodeProto {
+        let mut node = self.node_proto(id);
+        for (slot, name) in node.input.iter_mut().enumerate() {
+            if let Some(new) = patch.redirected.get(&(id, slot)) {
+                name.clone_from(new);
+            }
+        }
+        for (slot, name) in node.output.iter_mut().enumerate() {
+            if let Some(new) = patch.renamed.get(&(id, slot)) {
+                name.clone_from(new);
+            }
+        }
+        node
+    }
+
+    /// Names that replaced nodes defined and nothing defines any longer.
+    fn gone(&self, patch: &Patch, nodes: &[NodeProto]) -> HashSet<String> {
+        let outputs = |id: &NodeId| self.node(*id).outputs.iter().flatten().copied();
+        let mut gone: HashSet<String> = (patch.replaced.keys())
+            .flat_map(outputs)
+            .map(|v| self.value(v).name.clone())
+            .collect();
+        if !gone.is_empty() {
+            for name in nodes.iter().flat_map(|n| &n.output) {
+                gone.remove(name);
+            }
+        }
+        gone
+    }
+
+    /// A node's message with its edges as names.
+    pub fn node_proto(&self, id: NodeId) -> NodeProto {
+        let node = self.node(id);
+        let name = |value: &Option<ValueId>| match value {
+            Some(value) => self.value(*value).name.clone(),
+            None => String::new(),
+        };
+        NodeProto {
+            input: node.inputs.iter().map(name).collect(),
+            output: node.outputs.iter().map(name).collect(),
+            ..node.proto.clone()
+        }
+    }
+
+    /// The reads of a value by inputs of nodes, without captures by nested graphs.
+    pub fn reads(&self, value: ValueId) -> impl Iterator<Item = (NodeId, usize)> {
+        let users = self.value(value).users.iter();
+        users.filter_map(|&Use { node, slot }| Some((node, slot?)))
+    }
+}
