@@ -5,4 +5,5 @@ pub mod analysis;
 pub mod dim;
 pub mod ir;
 pub mod onnx;
+pub mod shapes;
 pub mod text;

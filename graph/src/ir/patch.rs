@@ -109,7 +109,11 @@ impl Graph {
         nodes.extend(patch.front.iter().cloned());
         for id in order {
             let listed = |map: &HashMap<NodeId, Vec<NodeProto>>| {
-                map.get(id).into_iter().flatten().cloned().collect::<Vec<_>>()
+                map.get(id)
+                    .into_iter()
+                    .flatten()
+                    .cloned()
+                    .collect::<Vec<_>>()
             };
             nodes.extend(listed(&patch.before));
             match patch.replaced.get(id) {

@@ -1,0 +1,111 @@
+//! Element types, and the type of one value.
+
+use crate::dim::Dim;
+use crate::onnx::schema::{ValueInfoProto, tensor_shape_proto::dimension, type_proto};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// An element type of a tensor, by its number in `TensorProto.DataType`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DataType(pub i32);
+
+impl DataType {
+    /// 32-bit float.
+    pub const FLOAT: DataType = DataType(1);
+    /// 8-bit unsigned integer.
+    pub const UINT8: DataType = DataType(2);
+    /// 8-bit integer.
+    pub const INT8: DataType = DataType(3);
+    /// 32-bit integer.
+    pub const INT32: DataType = DataType(6);
+    /// 64-bit integer.
+    pub const INT64: DataType = DataType(7);
+    /// Text.
+    pub const STRING: DataType = DataType(8);
+    /// Truth value, one byte.
+    pub const BOOL: DataType = DataType(9);
+    /// 16-bit float.
+    pub const FLOAT16: DataType = DataType(10);
+    /// 64-bit float.
+    pub const DOUBLE: DataType = DataType(11);
+    /// The upper half of a 32-bit float.
+    pub const BFLOAT16: DataType = DataType(16);
+
+    /// Bits of one element, `None` for text and unknown numbers.
+    pub fn bits(self) -> Option<i64> {
+        // Names and numbers: `TensorProto.DataType` of onnx-ml.proto, IR version 14.
+        Some(match self.0 {
+            15 => 128,                     // complex128
+            7 | 11 | 13 | 14 => 64,        // int64, double, uint64, complex64
+            1 | 6 | 12 => 32,              // float, int32, uint32
+            4 | 5 | 10 | 16 => 16,         // uint16, int16, float16, bfloat16
+            2 | 3 | 9 | 17..=20 | 24 => 8, // uint8, int8, bool, float8 kinds
+            21..=23 => 4,                  // uint4, int4, float4e2m1
+            25 | 26 => 2,                  // uint2, int2
+            _ => return None,
+        })
+    }
+
+    /// Whether the elements are real floating point numbers of a width that can be computed with.
+    pub fn is_float(self) -> bool {
+        matches!(self.0, 1 | 10 | 11 | 16)
+    }
+}
+
+/// What is known of one value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ValueType {
+    /// The element type, where the value is known to be a tensor of it.
+    pub data_type: Option<DataType>,
+    /// The shape: `None` is an unknown rank, an empty list a scalar. A size that nothing tells is a
+    /// symbol of its own, named after the value and the axis.
+    pub shape: Option<Vec<Dim>>,
+}
+
+impl ValueType {
+    /// The number of elements.
+    pub fn elements(&self) -> Option<Dim> {
+        let shape = self.shape.as_ref()?;
+        Some(
+            shape
+                .iter()
+                .fold(Dim::from(1), |product, dim| product * dim),
+        )
+    }
+
+    /// The bytes of the dense buffer; sub-byte elements are packed and the sum rounded up.
+    pub fn bytes(&self) -> Option<Dim> {
+        let bits = self.data_type?.bits()?;
+        let elements = self.elements()?;
+        Some(match bits % 8 {
+            0 => elements * Dim::from(bits / 8),
+            _ => (elements * Dim::from(bits)).div_ceil(&Dim::from(8)),
+        })
+    }
+}
+
+impl ValueType {
+    /// What a declaration in the file says.
+    pub fn declared(info: &ValueInfoProto, sizes: &BTreeMap<Arc<str>, i64>) -> ValueType {
+        let value = info.r#type.as_ref().and_then(|t| t.value.as_ref());
+        let Some(type_proto::Value::TensorType(tensor)) = value else {
+            return ValueType::default();
+        };
+        let dim =
+            |(axis, dim): (usize, &crate::onnx::schema::tensor_shape_proto::Dimension)| match &dim
+                .value
+            {
+                Some(dimension::Value::DimValue(size)) => Dim::from(*size),
+                Some(dimension::Value::DimParam(name)) if !name.is_empty() => {
+                    let size = sizes.get(name.as_str());
+                    size.map_or_else(|| Dim::parse(name), |&size| Dim::from(size))
+                }
+                _ => Dim::symbol(&format!("{}#{axis}", info.name())),
+            };
+        let shape = tensor.shape.as_ref();
+        ValueType {
+            data_type: tensor.elem_type.filter(|&t| t != 0).map(DataType),
+            shape: shape.map(|s| s.dim.iter().enumerate().map(dim).collect()),
+        }
+    }
+}
