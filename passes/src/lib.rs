@@ -1,3 +1,11 @@
-//! The rewrites of `velora-opt`, each from a graph and its analyses to a new graph message.
+//! The rewrites of `velora-opt`: one pass, one file; a manager runs them.
 
 pub mod compress;
+pub mod dead_code;
+mod direction;
+pub mod manager;
+pub mod ops;
+pub mod pin;
+pub mod pipeline;
+pub mod schedule;
+pub mod select;

@@ -1,5 +1,97 @@
-//! What a training graph's parts are for. Each analysis reads the graph and the ones before it.
+//! What a training graph does: roles of outputs, forward and backward, buffers, saved activations,
+//! weight-gradient contractions, and lifetimes over a schedule.
 
+pub mod buffers;
+pub mod lifetimes;
 pub mod partition;
 pub mod roles;
+pub mod saved;
 pub mod sites;
+
+use crate::dim::Dim;
+use crate::ir::{Graph, Model};
+use crate::shapes::{Context, Shapes, infer};
+use buffers::Buffers;
+use partition::Partition;
+use roles::{Hints, RoleError, Roles, roles};
+use saved::{SavedActivation, saved_activations};
+use sites::{Sites, sites};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// What the user said about a model.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Which outputs are what.
+    pub hints: Hints,
+    /// Sizes of symbols.
+    pub sizes: BTreeMap<Arc<str>, i64>,
+}
+
+/// Why a model could not be analysed.
+#[derive(Debug, Error)]
+pub enum AnalysisError {
+    /// The outputs are not those of a training graph.
+    #[error(transparent)]
+    Roles(#[from] RoleError),
+}
+
+/// All analyses of one model.
+#[derive(Clone, Debug)]
+pub struct Analyses {
+    /// What each output is.
+    pub roles: Roles,
+    /// The types of all values.
+    pub shapes: Shapes,
+    /// Forward and backward.
+    pub partition: Partition,
+    /// Which values share bytes.
+    pub buffers: Buffers,
+    /// What lives from forward into backward.
+    pub saved: Vec<SavedActivation>,
+    /// Weight-gradient contractions.
+    pub sites: Sites,
+}
+
+impl Analyses {
+    /// Analyses a model.
+    ///
+    /// # Errors
+    /// [`AnalysisError`] where the outputs are not those of a training graph, or where shapes
+    /// contradict each other.
+    pub fn new(model: &Model, settings: &Settings) -> Result<Self, AnalysisError> {
+        let graph = &model.graph;
+        let shapes = infer(
+            graph,
+            &Context {
+                opsets: &model.shell.opset_import,
+                functions: &model.shell.functions,
+                sizes: &settings.sizes,
+            },
+        );
+        let roles = roles(graph, &settings.hints)?;
+        let partition = Partition::new(graph, &roles);
+        let buffers = Buffers::new(graph);
+        let saved = saved_activations(graph, &partition, &buffers);
+        let sites = sites(graph, &roles, &partition, &shapes, &buffers);
+        Ok(Analyses {
+            roles,
+            shapes,
+            partition,
+            buffers,
+            saved,
+            sites,
+        })
+    }
+}
+
+/// The symbols in the shapes of a graph's inputs: what `--dim` can give a size to.
+pub fn symbols(graph: &Graph) -> BTreeSet<Arc<str>> {
+    let sizes = BTreeMap::new();
+    let shape = |info| crate::shapes::ValueType::declared(info, &sizes).shape;
+    let dims = graph.input_infos().iter().filter_map(shape).flatten();
+    dims.flat_map(|d: Dim| d.symbols())
+        .filter(|s| !s.contains('#'))
+        .collect()
+}

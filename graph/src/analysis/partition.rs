@@ -1,13 +1,14 @@
 //! Forward and backward.
 
 use super::roles::Roles;
-use crate::ir::{Graph, NodeId, ValueId, View};
+use crate::ir::{Graph, Node, NodeId, ValueId, View};
 use petgraph::visit::{Reversed, Walker};
 
 /// Which half of a training step a node belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Half {
-    /// An ancestor of the loss or of another output that is no gradient.
+    /// An ancestor of the loss or of another output that is no gradient; or part of a compression,
+    /// which runs where its input is born.
     Forward,
     /// Not forward, and an ancestor of a gradient or an updated parameter.
     Backward,
@@ -29,6 +30,12 @@ impl Partition {
         mark(graph, forward, Half::Forward, &mut halves);
         let gradients = roles.gradients.iter().map(|&(_, output)| output);
         mark(graph, gradients, Half::Backward, &mut halves);
+        for &node in graph.order() {
+            let half = &mut halves[node.index()];
+            if *half == Half::Backward && compresses(graph.node(node)) {
+                *half = Half::Forward;
+            }
+        }
         Partition { halves }
     }
 
@@ -48,6 +55,16 @@ impl Partition {
         };
         graph.values().filter(crosses).collect()
     }
+}
+
+/// Whether a node is part of a compression: it belongs to the forward half, where its input is born,
+/// though nothing but gradients depends on it.
+fn compresses(node: &Node) -> bool {
+    let op = match node.domain() {
+        "ai.velora" => Some(node.op()),
+        _ => node.metadata("velora.op"),
+    };
+    matches!(op, Some("Compress" | "MeanDirection"))
 }
 
 fn mark(graph: &Graph, from: impl Iterator<Item = ValueId>, half: Half, halves: &mut [Half]) {

@@ -1,250 +1,470 @@
-//! Weight-gradient contractions and what else reads their saved activation.
+//! Sites: weight-gradient contractions that read a saved activation.
 //!
-//! A contraction is found by structure: a backward matrix product in which one operand is a forward
-//! value, as a two-dimensional array X [N, D], summed over its rows, and whose result reaches the
-//! gradient of a two-dimensional parameter through operators that keep it a gradient of that
-//! parameter (transpositions, views, casts, sums of several contributions, accumulation).
+//! Found by structure, from the gradients upwards. From each gradient (or updated parameter) the
+//! walk goes through operators that keep a tensor of the parameter's shape (views, transpositions,
+//! casts, sums of contributions, accumulation, clipping, the arithmetic of an optimiser) to matrix
+//! products. A product is a contraction where one operand is a forward value X [..., D], the other
+//! a gradient dY [..., O], and the sum runs over all token axes: as `MatMul`, `Gemm` or
+//! `FusedMatMul` of two matrices, or batched, followed by a `ReduceSum` over the batch axes.
 
+use super::buffers::{Buffers, is_view};
 use super::partition::{Half, Partition};
 use super::roles::Roles;
+use super::saved::Reader;
+use crate::dim::Dim;
 use crate::ir::{Graph, Node, NodeId, ValueId};
-use crate::onnx::schema::{tensor_shape_proto::dimension, type_proto};
-use std::collections::BTreeMap;
+use crate::shapes::Shapes;
+use std::collections::{BTreeMap, HashSet};
 
-/// One weight-gradient contraction of one saved activation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One weight-gradient contraction of one activation.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Site {
     /// The parameter whose gradient the contraction contributes to.
     pub parameter: ValueId,
     /// The product node.
-    pub node: NodeId,
+    pub product: NodeId,
     /// Which of its inputs is X.
     pub slot: usize,
-    /// Whether X reaches the product through an explicit transposition.
-    pub through_transpose: bool,
-    /// The buffer behind X: the value that views of it share.
+    /// The node whose first output is the two-dimensional dW: the product, or the sum over batch
+    /// axes behind it.
+    pub result: NodeId,
+    /// The buffer behind X.
     pub activation: ValueId,
+    /// The view of it that the backward half reads, [..., D].
+    pub input: ValueId,
+    /// dY as [..., O], or as [..., O, N] where `gradient_flipped`.
+    pub gradient: ValueId,
+    /// Whether `gradient` has its token axis last.
+    pub gradient_flipped: bool,
     /// D, the number of input features.
     pub features: i64,
     /// O, the number of output features.
-    pub outputs: i64,
-    /// Whether the product is dWᵀ-shaped, [O, D], rather than [D, O].
+    pub outputs: Dim,
+    /// N, the number of tokens.
+    pub tokens: Dim,
+    /// Whether dW is [O, D] rather than [D, O].
     pub transposed: bool,
+    /// What the product is multiplied by (`alpha`).
+    pub scale: f32,
+    /// Whether dW is the product and nothing else, so that it can be computed from z; otherwise the
+    /// product needs the reconstructed X̂.
+    pub plain: bool,
 }
 
-/// A reader that keeps an activation alive whatever becomes of its sites.
+/// A product that contributes to a parameter's gradient and reads a forward value in a way that
+/// cannot be rewritten.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Keeper {
-    /// The reading node, or `None` where a graph output is the activation or a view of it.
-    pub node: Option<NodeId>,
-    /// Why it keeps the tensor.
+pub struct Unfit {
+    /// The parameter.
+    pub parameter: ValueId,
+    /// The product node.
+    pub product: NodeId,
+    /// The buffer of the forward value.
+    pub activation: ValueId,
+    /// Why not, as a clause.
     pub why: &'static str,
 }
 
-/// The sites of a graph, and by activation who else keeps it.
-#[derive(Clone, Debug, Default)]
+/// The contractions of a graph.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sites {
-    /// All sites, in node order.
+    /// All sites, in the order of their products.
     pub sites: Vec<Site>,
-    /// Backward readers that are no site, by activation.
-    pub keepers: BTreeMap<ValueId, Vec<Keeper>>,
+    /// Contractions that are no sites, in the order of their products.
+    pub unfit: Vec<Unfit>,
 }
 
-/// Whether the operator's output shares its first input's bytes.
-pub fn is_view(node: &Node) -> bool {
-    node.domain().is_empty()
-        && matches!(
-            node.op(),
-            "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Identity"
-        )
+impl Sites {
+    /// The sites of one activation.
+    pub fn of(&self, activation: ValueId) -> impl Iterator<Item = &Site> {
+        self.sites
+            .iter()
+            .filter(move |s| s.activation == activation)
+    }
 }
 
-fn is_matrix_transpose(node: &Node) -> bool {
-    node.domain().is_empty()
-        && node.op() == "Transpose"
-        && node.ints("perm").is_some_and(|perm| perm == [1, 0])
+/// What the walks look up.
+struct Walk<'a> {
+    graph: &'a Graph,
+    shapes: &'a Shapes,
+    partition: &'a Partition,
+    buffers: &'a Buffers,
 }
 
-/// Whether input `slot` of a two-operand product is summed over its rows (as opposed to its
-/// columns), or `None` where the node is no such product.
-fn sums_rows(node: &Node, slot: usize) -> Option<bool> {
-    let transposed = match (node.domain(), node.op()) {
-        ("", "MatMul") => false,
-        ("", "Gemm") if node.inputs.get(2).copied().flatten().is_none() => {
-            node.int(if slot == 0 { "transA" } else { "transB" }, 0) != 0
-        }
-        ("com.microsoft", "FusedMatMul") => {
-            if node.int("transBatchA", 0) != 0 || node.int("transBatchB", 0) != 0 {
-                return None;
-            }
-            node.int(if slot == 0 { "transA" } else { "transB" }, 0) != 0
-        }
-        _ => return None,
+/// Finds all contractions of a graph.
+pub fn sites(
+    graph: &Graph,
+    roles: &Roles,
+    partition: &Partition,
+    shapes: &Shapes,
+    buffers: &Buffers,
+) -> Sites {
+    let walk = Walk {
+        graph,
+        shapes,
+        partition,
+        buffers,
     };
-    Some((slot == 1) != transposed)
-}
-
-/// Finds all sites of a graph.
-pub fn sites(graph: &Graph, roles: &Roles, partition: &Partition) -> Sites {
-    let mut found = Sites::default();
-    for &id in graph.order() {
-        if partition.half(id) != Half::Backward {
-            continue;
-        }
-        for slot in 0..graph.node(id).inputs.len().min(2) {
-            if let Some(site) = site(graph, roles, partition, id, slot) {
-                found.sites.push(site);
+    let mut by_product: BTreeMap<NodeId, (ValueId, Result<Site, Unfit>)> = BTreeMap::new();
+    for &(parameter, output) in &roles.gradients {
+        for (product, result) in walk.products(parameter, output) {
+            let Some(found) = walk.contraction(parameter, product, result) else {
+                continue;
+            };
+            // The state of an optimiser depends on the gradient as the parameter does; the parameter
+            // is the one that the forward half reads.
+            let better = (by_product.get(&product))
+                .is_none_or(|&(known, _)| !walk.in_forward(known) && walk.in_forward(parameter));
+            if better {
+                by_product.insert(product, (parameter, found));
             }
         }
     }
-    let mut activations: Vec<_> = found.sites.iter().map(|s| s.activation).collect();
-    activations.sort();
-    activations.dedup();
-    for activation in activations {
-        let mut keepers = Vec::new();
-        keepers_of(graph, partition, &found.sites, activation, &mut keepers);
-        found.keepers.insert(activation, keepers);
+    let mut found = Sites::default();
+    for (_, site) in by_product.into_values() {
+        match site {
+            Ok(site) => found.sites.push(site),
+            Err(unfit) => found.unfit.push(unfit),
+        }
     }
     found
 }
 
-fn site(
-    graph: &Graph,
-    roles: &Roles,
-    partition: &Partition,
-    id: NodeId,
-    slot: usize,
-) -> Option<Site> {
-    let node = graph.node(id);
-    let mut rows = sums_rows(node, slot)?;
-    let mut here = node.inputs[slot]?;
-    let mut through_transpose = false;
-    let activation = loop {
-        let Some(producer) = graph.producer(here) else {
-            break here;
-        };
-        let maker = graph.node(producer);
-        let backward = partition.half(producer) == Half::Backward;
-        if is_matrix_transpose(maker) && backward && !through_transpose {
-            through_transpose = true;
-            rows = !rows;
-        } else if !is_view(maker) {
-            if backward {
-                return None;
-            }
-            break here;
-        }
-        here = maker.inputs.first().copied().flatten()?;
-    };
-    if !rows {
-        return None;
-    }
-    // The other operand must be a gradient, or the product would not be one.
-    let other = node.inputs.get(1 - slot).copied().flatten()?;
-    if graph
-        .producer(other)
-        .is_none_or(|n| partition.half(n) != Half::Backward)
-    {
-        return None;
-    }
-    let (parameter, flipped) = gradient_of(graph, roles, node.outputs.first().copied().flatten()?)?;
-    let &[first, second] = static_shape(graph, parameter)?.as_slice() else {
-        return None;
-    };
-    let (rows_of_product, columns) = if flipped {
-        (second, first)
-    } else {
-        (first, second)
-    };
-    let transposed = slot == 1;
-    let (features, outputs) = if transposed {
-        (columns, rows_of_product)
-    } else {
-        (rows_of_product, columns)
-    };
-    Some(Site {
-        parameter,
-        node: id,
-        slot,
-        through_transpose,
-        activation,
-        features,
-        outputs,
-        transposed,
-    })
-}
-
-/// The parameter whose gradient a value becomes, and whether it is transposed on the way.
-fn gradient_of(graph: &Graph, roles: &Roles, from: ValueId) -> Option<(ValueId, bool)> {
-    let (mut here, mut flipped) = (from, false);
-    // Each step goes to a reader, so the walk ends with the acyclic graph.
-    loop {
-        if let Some(&(parameter, _)) = roles.gradients.iter().find(|&&(_, g)| g == here) {
-            return Some((parameter, flipped));
-        }
-        let &[reader] = graph.value(here).users.as_slice() else {
-            return None;
-        };
-        let node = graph.node(reader.node);
-        match (node.domain(), node.op()) {
-            ("", "Identity" | "Cast" | "Add" | "Sum") => {}
-            ("", "Transpose") if is_matrix_transpose(node) => flipped = !flipped,
-            ("com.microsoft", "InPlaceAccumulatorV2") if reader.slot == Some(1) => {}
-            _ => return None,
-        }
-        here = node.outputs.first().copied().flatten()?;
-    }
-}
-
-fn static_shape(graph: &Graph, input: ValueId) -> Option<Vec<i64>> {
-    let place = graph.inputs().iter().position(|&v| v == input)?;
-    let r#type = graph.input_infos()[place].r#type.as_ref()?;
-    let Some(type_proto::Value::TensorType(tensor)) = &r#type.value else {
-        return None;
-    };
-    let dims = tensor.shape.as_ref()?.dim.iter().map(|d| match d.value {
-        Some(dimension::Value::DimValue(size)) if size > 0 => Some(size),
-        _ => None,
-    });
-    dims.collect()
-}
-
-/// Collects the readers of a value and its views that are neither forward nor a site.
-fn keepers_of(
+/// The sites that a backward read of an activation leads to: one where the reader is the product
+/// itself, several behind a transposition; `None` where anything but sites depends on the read.
+pub fn sites_behind<'s>(
     graph: &Graph,
     partition: &Partition,
-    sites: &[Site],
-    activation: ValueId,
-    keepers: &mut Vec<Keeper>,
-) {
-    let mut pending = vec![activation];
+    sites: &'s Sites,
+    reader: &Reader,
+) -> Option<Vec<&'s Site>> {
+    let direct =
+        (sites.sites.iter()).find(|s| s.product == reader.node && Some(s.slot) == reader.slot);
+    if let Some(site) = direct {
+        return Some(vec![site]);
+    }
+    let node = graph.node(reader.node);
+    if reader.slot != Some(0) || !swaps_last_two(node) {
+        return None;
+    }
+    let mut behind = Vec::new();
+    let mut pending: Vec<ValueId> = node.outputs.iter().flatten().copied().collect();
     while let Some(value) = pending.pop() {
         if graph.value(value).is_output {
-            keepers.push(Keeper {
-                node: None,
-                why: "it is an output of the graph",
-            });
+            return None;
         }
-        for reader in &graph.value(value).users {
-            let node = graph.node(reader.node);
-            let backward = partition.half(reader.node) == Half::Backward;
-            let transpose = backward && is_matrix_transpose(node);
-            let shape_only = matches!(node.op(), "Shape" | "Size");
-            if reader.slot == Some(0) && (is_view(node) || transpose) {
-                pending.extend(node.outputs.iter().flatten());
-            } else if backward
-                && !shape_only
-                && !sites
-                    .iter()
-                    .any(|s| s.node == reader.node && Some(s.slot) == reader.slot)
-            {
-                keepers.push(Keeper {
-                    node: Some(reader.node),
-                    why: "it reads the values in backward",
-                });
+        for user in &graph.value(value).users {
+            let next = graph.node(user.node);
+            if partition.half(user.node) == Half::Dead {
+                continue;
             }
+            if user.slot == Some(0) && (is_view(next) || swaps_last_two(next)) {
+                pending.extend(next.outputs.iter().flatten());
+                continue;
+            }
+            let site = sites.sites.iter();
+            behind.push({ site }.find(|s| s.product == user.node && Some(s.slot) == user.slot)?);
         }
     }
-    keepers.sort_by_key(|k| k.node);
-    keepers.dedup();
+    (!behind.is_empty()).then_some(behind)
+}
+
+impl Walk<'_> {
+    fn in_forward(&self, parameter: ValueId) -> bool {
+        let users = &self.graph.value(parameter).users;
+        users
+            .iter()
+            .any(|u| self.partition.half(u.node) == Half::Forward)
+    }
+
+    /// Matrix products that reach a gradient through operators that keep its shape, each with the
+    /// node that makes the two-dimensional result.
+    fn products(&self, parameter: ValueId, output: ValueId) -> Vec<(NodeId, NodeId)> {
+        let Some(&[rows, columns]) = self.constants(parameter).as_deref() else {
+            return Vec::new();
+        };
+        let of_shape = |value: ValueId| match self.constants(value).as_deref() {
+            Some(&[a, b]) => (a, b) == (rows, columns) || (a, b) == (columns, rows),
+            _ => false,
+        };
+        let mut found = Vec::new();
+        let mut seen = HashSet::from([output]);
+        let mut pending = vec![output];
+        while let Some(value) = pending.pop() {
+            let Some(id) = self.graph.producer(value) else {
+                continue;
+            };
+            let node = self.graph.node(id);
+            if self.partition.half(id) != Half::Backward {
+                continue;
+            }
+            if product(node).is_some() {
+                found.push((id, id));
+                continue;
+            }
+            if let Some(batched) = self.batched_product(node) {
+                found.push((batched, id));
+                continue;
+            }
+            let inputs = node.inputs.iter().enumerate();
+            for (slot, input) in inputs.filter_map(|(s, i)| Some((s, (*i)?))) {
+                let follows = match (node.domain(), node.op()) {
+                    ("com.microsoft", "InPlaceAccumulatorV2") => slot == 1,
+                    ("", "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Transpose") => {
+                        slot == 0
+                    }
+                    _ => keeps_shape(node),
+                };
+                if follows && of_shape(input) && seen.insert(input) {
+                    pending.push(input);
+                }
+            }
+        }
+        found
+    }
+
+    /// The batched product that a `ReduceSum` over all batch axes sums up.
+    fn batched_product(&self, node: &Node) -> Option<NodeId> {
+        if node.op() != "ReduceSum" || !node.domain().is_empty() || node.int("keepdims", 1) != 0 {
+            return None;
+        }
+        let input = node.inputs.first().copied().flatten()?;
+        let rank = self.shapes.of(input).shape.as_ref()?.len();
+        let mut axes: Vec<i64> = match node.inputs.get(1).copied().flatten() {
+            Some(axes) => self.graph.constant_ints(axes)?,
+            None => node.ints("axes")?.to_vec(),
+        };
+        axes.iter_mut()
+            .filter(|a| **a < 0)
+            .for_each(|a| *a += rank as i64);
+        axes.sort();
+        let batch = rank.checked_sub(2).filter(|&b| b > 0)?;
+        let all = axes.len() == batch && axes.iter().enumerate().all(|(i, a)| *a == i as i64);
+        let producer = self.graph.producer(input)?;
+        let only = self.graph.value(input).users.len() == 1 && !self.graph.value(input).is_output;
+        (all && only && product(self.graph.node(producer)).is_some()).then_some(producer)
+    }
+
+    /// The contraction that a product is, if it reads a forward value; `None` if it reads none.
+    fn contraction(
+        &self,
+        parameter: ValueId,
+        id: NodeId,
+        result: NodeId,
+    ) -> Option<Result<Site, Unfit>> {
+        let node = self.graph.node(id);
+        let kind = product(node)?;
+        let operands = [
+            node.inputs.first().copied().flatten()?,
+            node.inputs.get(1).copied().flatten()?,
+        ];
+        let backward = |value: ValueId| {
+            let producer = self.graph.producer(value);
+            producer.is_some_and(|n| self.partition.half(n) == Half::Backward)
+        };
+        let forward = [0, 1].map(|slot| self.forward_value(operands[slot]));
+        // A gradient of a weight has exactly one operand that the forward half made.
+        let (slot, (input, straight)) = match forward {
+            [Some(x), None] if backward(operands[1]) => (0, x),
+            [None, Some(x)] if backward(operands[0]) => (1, x),
+            _ => return None,
+        };
+        let activation = self.buffers.root(input);
+        let unfit = |why| {
+            Some(Err(Unfit {
+                parameter,
+                product: id,
+                activation,
+                why,
+            }))
+        };
+        let Some(straight) = straight else {
+            return unfit("its layout changes on the way to the product");
+        };
+        // After its own flag, operand 0 is [.., D, N] and operand 1 [.., N, D].
+        let features_last = (slot == 1) != kind.transposes[slot];
+        if features_last != straight {
+            return unfit("the product does not sum over its leading axes");
+        }
+        let (Some(x), Some(dy)) = (self.dims(input), self.dims(operands[1 - slot])) else {
+            return unfit("its shape is unknown");
+        };
+        let (Some(features), Some(tokens)) = (x.last().and_then(Dim::as_const), product_of(x))
+        else {
+            return unfit("its number of features is unknown");
+        };
+        let Some(tokens) = (features > 0)
+            .then(|| tokens.exact_div(&Dim::from(features)))
+            .flatten()
+        else {
+            return unfit("its number of features is unknown");
+        };
+        let batched = result != id;
+        if dy.len() < 2 || (!batched && dy.len() != 2) {
+            return None;
+        }
+        let outputs_last = (slot == 0) != kind.transposes[1 - slot];
+        let outputs = dy[if outputs_last {
+            dy.len() - 1
+        } else {
+            dy.len() - 2
+        }]
+        .clone();
+        if batched && product_of(dy) != Some(&tokens * &outputs) {
+            return unfit("one operand of its product is broadcast over the batch");
+        }
+        let (gradient, gradient_flipped) =
+            match (outputs_last, self.graph.producer(operands[1 - slot])) {
+                (true, _) => (operands[1 - slot], false),
+                (false, Some(producer)) if swaps_last_two(self.graph.node(producer)) => {
+                    let source = self.graph.node(producer).inputs.first().copied().flatten();
+                    match source {
+                        Some(source) => (source, false),
+                        None => return None,
+                    }
+                }
+                (false, _) => (operands[1 - slot], true),
+            };
+        Some(Ok(Site {
+            parameter,
+            product: id,
+            slot,
+            result,
+            activation,
+            input,
+            gradient,
+            gradient_flipped,
+            features,
+            outputs,
+            tokens,
+            transposed: slot == 1,
+            scale: kind.scale,
+            plain: kind.plain,
+        }))
+    }
+
+    /// The first value of the forward half (or input or initialiser) that an operand comes from
+    /// through backward views and transpositions, and whether its last axis is still the operand's
+    /// last (`Some(true)`) or now the one before (`Some(false)`); `None` inside where a view cuts
+    /// across the features.
+    fn forward_value(&self, operand: ValueId) -> Option<(ValueId, Option<bool>)> {
+        let (mut here, mut last) = (operand, Some(true));
+        // Each step goes to a producer, so the walk ends with the acyclic graph.
+        loop {
+            let producer = self.graph.producer(here);
+            let Some(id) = producer.filter(|&n| self.partition.half(n) == Half::Backward) else {
+                return Some((here, last));
+            };
+            let node = self.graph.node(id);
+            let source = node.inputs.first().copied().flatten();
+            if swaps_last_two(node) {
+                last = last.map(|l| !l);
+            } else if is_view(node) {
+                let ends = [Some(here), source].map(|v| Some(self.dims(v?)?.last()?.clone()));
+                // A transposition above would meet a view that has merged axes.
+                if last != Some(true)
+                    && self.dims(here).map(<[Dim]>::len)
+                        != source.and_then(|s| self.dims(s)).map(<[Dim]>::len)
+                    || ends[0].is_none()
+                    || ends[0] != ends[1]
+                {
+                    last = None;
+                }
+            } else {
+                return None;
+            }
+            here = source?;
+        }
+    }
+
+    fn dims(&self, value: ValueId) -> Option<&[Dim]> {
+        self.shapes.of(value).shape.as_deref()
+    }
+
+    fn constants(&self, value: ValueId) -> Option<Vec<i64>> {
+        self.dims(value)?.iter().map(Dim::as_const).collect()
+    }
+}
+
+fn product_of(dims: &[Dim]) -> Option<Dim> {
+    let product = dims.iter().fold(Dim::from(1), |p, d| p * d);
+    (!product.is_undefined()).then_some(product)
+}
+
+/// What a matrix product does to its operands.
+struct Product {
+    transposes: [bool; 2],
+    scale: f32,
+    /// Whether nothing is added.
+    plain: bool,
+}
+
+fn product(node: &Node) -> Option<Product> {
+    let flags = || [node.int("transA", 0) != 0, node.int("transB", 0) != 0];
+    match (node.domain(), node.op()) {
+        ("", "MatMul") => Some(Product {
+            transposes: [false; 2],
+            scale: 1.0,
+            plain: true,
+        }),
+        ("", "Gemm") => Some(Product {
+            transposes: flags(),
+            scale: node.float("alpha", 1.0),
+            plain: node.inputs.get(2).copied().flatten().is_none(),
+        }),
+        ("com.microsoft", "FusedMatMul")
+            if node.int("transBatchA", 0) == 0 && node.int("transBatchB", 0) == 0 =>
+        {
+            Some(Product {
+                transposes: flags(),
+                scale: node.float("alpha", 1.0),
+                plain: true,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// A `Transpose` that exchanges the last two axes and keeps the others.
+pub fn swaps_last_two(node: &Node) -> bool {
+    if !node.domain().is_empty() || node.op() != "Transpose" {
+        return false;
+    }
+    let Some(perm) = node.ints("perm") else {
+        return false;
+    };
+    let [batch @ .., a, b] = perm else {
+        return false;
+    };
+    let rank = perm.len() as i64;
+    let straight = batch.iter().enumerate().all(|(axis, p)| *p == axis as i64);
+    straight && (*a, *b) == (rank - 1, rank - 2)
+}
+
+/// Operators whose output has an input's shape, element by element: what may stand between a
+/// contraction and the gradient or the updated parameter.
+fn keeps_shape(node: &Node) -> bool {
+    node.domain().is_empty()
+        && matches!(
+            node.op(),
+            "Identity"
+                | "Cast"
+                | "CastLike"
+                | "Add"
+                | "Sub"
+                | "Sum"
+                | "Mul"
+                | "Div"
+                | "Neg"
+                | "Clip"
+                | "Pow"
+                | "Sqrt"
+                | "Reciprocal"
+                | "Where"
+                | "Max"
+                | "Min"
+                | "Mean"
+                | "Abs"
+                | "Sign"
+        )
 }

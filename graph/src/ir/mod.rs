@@ -5,10 +5,12 @@
 //! [`Graph::from_proto`] and [`Graph::to_proto`].
 
 mod build;
+mod model;
 mod order;
 mod patch;
 
 use crate::onnx::schema::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto};
+pub use model::Model;
 pub use order::View;
 pub use patch::Patch;
 use thiserror::Error;
@@ -32,6 +34,12 @@ impl ValueId {
     /// The position in the arena, for side tables.
     pub fn index(self) -> usize {
         self.0 as usize
+    }
+
+    /// The id at a position of a side table over all values of a graph; the number of values fits
+    /// an id, since [`Graph::from_proto`] refuses more.
+    pub(crate) fn from_index(index: usize) -> Self {
+        ValueId(index as u32)
     }
 }
 
@@ -213,6 +221,51 @@ impl Graph {
     /// Node ids in the order in which the file lists them.
     pub fn order(&self) -> &[NodeId] {
         &self.order
+    }
+
+    /// How many nodes there are; ids are dense below it.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether a value is an initialiser, or what a `Constant` node makes.
+    pub fn is_constant(&self, value: ValueId) -> bool {
+        match self.value(value).origin {
+            Origin::Initializer(_) | Origin::SparseInitializer(_) => true,
+            Origin::Node(node, _) => {
+                self.node(node).domain().is_empty() && self.node(node).op() == "Constant"
+            }
+            _ => false,
+        }
+    }
+
+    /// The entries of a small constant of type INT64, where the value is one.
+    pub fn constant_ints(&self, value: ValueId) -> Option<Vec<i64>> {
+        let tensor = match self.value(value).origin {
+            Origin::Initializer(index) => self.shell.initializer.get(index)?,
+            Origin::Node(node, 0) if self.is_constant(value) => {
+                let node = self.node(node);
+                if let Some(ints) = node.ints("value_ints") {
+                    return Some(ints.to_vec());
+                }
+                if let Some(int) = node.attribute("value_int") {
+                    return int.i.map(|i| vec![i]);
+                }
+                node.attribute("value")?.t.as_ref()?
+            }
+            _ => return None,
+        };
+        if tensor.data_type() != 7 || !tensor.external_data.is_empty() {
+            return None;
+        }
+        match &tensor.raw_data {
+            Some(raw) => {
+                let (entries, rest) = raw.as_chunks::<8>();
+                let small = rest.is_empty() && entries.len() <= 1 << 16;
+                small.then(|| entries.iter().map(|e| i64::from_le_bytes(*e)).collect())
+            }
+            None => Some(tensor.int64_data.clone()),
+        }
     }
 
     /// How many values there are; ids are dense below it.

@@ -4,8 +4,8 @@
 //! graph from the old one and the patch. The new graph is indexed from scratch, so a patch that
 //! leaves a name undefined, defines one twice or closes a cycle is an error, never a broken graph.
 
-use super::{Graph, GraphError, NodeId, Use, ValueId};
-use crate::onnx::schema::{NodeProto, TensorProto};
+use super::{Graph, GraphError, Model, NodeId, Use, ValueId};
+use crate::onnx::schema::{FunctionProto, NodeProto, OperatorSetIdProto, TensorProto};
 use std::collections::{HashMap, HashSet};
 
 /// Nodes added and removed, reads redirected, outputs renamed, constants added, order changed.
@@ -22,7 +22,10 @@ pub struct Patch {
     redirected: HashMap<(NodeId, usize), String>,
     renamed: HashMap<(NodeId, usize), String>,
     initializers: Vec<TensorProto>,
+    unread: HashSet<String>,
     order: Option<Vec<NodeId>>,
+    functions: Vec<FunctionProto>,
+    imports: Vec<OperatorSetIdProto>,
 }
 
 impl Patch {
@@ -44,7 +47,10 @@ impl Patch {
             && self.redirected.is_empty()
             && self.renamed.is_empty()
             && self.initializers.is_empty()
+            && self.unread.is_empty()
             && self.order.is_none()
+            && self.functions.is_empty()
+            && self.imports.is_empty()
     }
 
     /// Adds nodes right behind a node.
@@ -91,9 +97,51 @@ impl Patch {
         self.initializers.push(tensor);
     }
 
+    /// Removes an initialiser that nothing reads any longer.
+    pub fn remove_initializer(&mut self, name: impl Into<String>) {
+        self.unread.insert(name.into());
+    }
+
+    /// Adds a model-local function.
+    pub fn add_function(&mut self, function: FunctionProto) {
+        self.functions.push(function);
+    }
+
+    /// Imports an operator set, unless the model does already.
+    pub fn import(&mut self, domain: &str, version: i64) {
+        self.imports.push(OperatorSetIdProto {
+            domain: Some(domain.to_owned()),
+            version: Some(version),
+        });
+    }
+
     /// Lists the nodes in another order; every node of the graph once.
     pub fn reorder(&mut self, order: Vec<NodeId>) {
         self.order = Some(order);
+    }
+}
+
+impl Model {
+    /// The model with a patch applied. Ids of the old graph are not valid in the new one.
+    ///
+    /// # Errors
+    /// [`GraphError`] where the result would not be a graph.
+    pub fn apply(&self, patch: &Patch) -> Result<Model, GraphError> {
+        let mut shell = self.shell.clone();
+        shell.functions.extend(patch.functions.iter().cloned());
+        for import in &patch.imports {
+            if !shell
+                .opset_import
+                .iter()
+                .any(|o| o.domain() == import.domain())
+            {
+                shell.opset_import.push(import.clone());
+            }
+        }
+        Ok(Model {
+            shell,
+            graph: self.graph.apply(patch)?,
+        })
     }
 }
 
@@ -125,6 +173,9 @@ impl Graph {
         let gone = self.gone(patch, &nodes);
         proto.value_info.retain(|info| !gone.contains(info.name()));
         proto.node = nodes;
+        proto
+            .initializer
+            .retain(|tensor| !patch.unread.contains(tensor.name()));
         proto.initializer.extend(patch.initializers.iter().cloned());
         Graph::from_proto(proto)
     }

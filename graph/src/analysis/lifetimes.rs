@@ -1,0 +1,269 @@
+//! Lifetimes of buffers over a schedule, and the peak of the live bytes.
+//!
+//! The model, which the runtime obeys: a buffer is born when the node that makes it starts and dies
+//! when the last node that reads it, or a view of it, has finished; outputs of the graph live to the
+//! end. Inputs, initialisers and constants lie outside. An element-wise node writes over an input
+//! that dies there and has the same number of bytes. A node that reads only a shape keeps nothing.
+
+use super::buffers::{Buffers, is_view};
+use super::saved::needs_shape_only;
+use crate::dim::Dim;
+use crate::ir::{Graph, Node, NodeId, Use, ValueId};
+use crate::shapes::Shapes;
+
+/// Bytes of every buffer, at sizes given to all symbols.
+#[derive(Clone, Debug)]
+pub struct Sizes {
+    bytes: Vec<Option<i64>>,
+}
+
+impl Sizes {
+    /// Evaluates the shapes, with `stand_in` for a symbol that has no size.
+    pub fn new(graph: &Graph, shapes: &Shapes, stand_in: impl Fn(&str) -> i64) -> Self {
+        let bytes = |value| {
+            let bytes = shapes.bytes(value)?;
+            if let Some(constant) = bytes.as_const() {
+                return Some(constant);
+            }
+            let sizes = bytes.symbols().into_iter();
+            bytes.eval(&sizes.map(|s| (s.clone(), stand_in(&s))).collect())
+        };
+        let bytes = graph.values().map(bytes);
+        Sizes {
+            bytes: bytes.map(|b| b.filter(|&b| b >= 0)).collect(),
+        }
+    }
+
+    /// The bytes of a value's buffer; `None` where they are unknown.
+    pub fn of(&self, value: ValueId) -> Option<i64> {
+        self.bytes[value.index()]
+    }
+}
+
+/// When each buffer is born and dies, as positions in a schedule.
+#[derive(Clone, Debug)]
+pub struct Lifetimes {
+    /// By root: the step that makes it and the last step that needs it, inclusive; outputs end at
+    /// the number of steps. `None` for what is no buffer of the step.
+    spans: Vec<Option<(usize, usize)>>,
+    /// By step: the roots born there.
+    born: Vec<Vec<ValueId>>,
+    /// By step: the roots whose last reader it is.
+    dies: Vec<Vec<ValueId>>,
+    /// By root: the dying buffer that it is written over.
+    takes_over: Vec<Option<ValueId>>,
+}
+
+/// Element-wise operators of which an output may be written over an input of the same bytes.
+fn element_wise(node: &Node) -> bool {
+    node.domain().is_empty()
+        && matches!(
+            node.op(),
+            "Abs"
+                | "Add"
+                | "And"
+                | "Ceil"
+                | "Clip"
+                | "Cos"
+                | "Div"
+                | "Elu"
+                | "Erf"
+                | "Exp"
+                | "Floor"
+                | "Gelu"
+                | "LeakyRelu"
+                | "Log"
+                | "Mul"
+                | "Neg"
+                | "Not"
+                | "Or"
+                | "Pow"
+                | "Reciprocal"
+                | "Relu"
+                | "Round"
+                | "Sigmoid"
+                | "Sign"
+                | "Sin"
+                | "Softmax"
+                | "LogSoftmax"
+                | "Softplus"
+                | "Sqrt"
+                | "Sub"
+                | "Sum"
+                | "Tanh"
+                | "Where"
+        )
+}
+
+impl Lifetimes {
+    /// The lifetimes under a schedule, which lists every node after what it reads.
+    pub fn new(graph: &Graph, buffers: &Buffers, sizes: &Sizes, schedule: &[NodeId]) -> Self {
+        let mut step = vec![usize::MAX; graph.node_count()];
+        for (place, node) in schedule.iter().enumerate() {
+            step[node.index()] = place;
+        }
+        let mut lifetimes = Lifetimes {
+            spans: vec![None; graph.value_count()],
+            born: vec![Vec::new(); schedule.len()],
+            dies: vec![Vec::new(); schedule.len() + 1],
+            takes_over: vec![None; graph.value_count()],
+        };
+        for root in buffers.roots(graph) {
+            let Some(producer) = graph.producer(root) else {
+                continue;
+            };
+            if graph.node(producer).op() == "Constant" && graph.node(producer).domain().is_empty() {
+                continue;
+            }
+            let birth = step[producer.index()];
+            if birth == usize::MAX {
+                continue;
+            }
+            let mut last = birth;
+            for &value in buffers.members(root) {
+                if graph.value(value).is_output {
+                    last = schedule.len();
+                }
+                for &Use { node, slot } in &graph.value(value).users {
+                    let reader = graph.node(node);
+                    let keeps = !(slot == Some(0) && is_view(reader))
+                        && !needs_shape_only(reader, slot)
+                        && step[node.index()] != usize::MAX;
+                    if keeps {
+                        last = last.max(step[node.index()]);
+                    }
+                }
+            }
+            lifetimes.spans[root.index()] = Some((birth, last));
+            lifetimes.born[birth].push(root);
+            lifetimes.dies[last].push(root);
+        }
+        lifetimes.alias(graph, buffers, sizes, schedule);
+        lifetimes
+    }
+
+    fn alias(&mut self, graph: &Graph, buffers: &Buffers, sizes: &Sizes, schedule: &[NodeId]) {
+        for (place, &id) in schedule.iter().enumerate() {
+            let node = graph.node(id);
+            let &[Some(output)] = node.outputs.as_slice() else {
+                continue;
+            };
+            if !element_wise(node) || self.spans[output.index()].is_none() {
+                continue;
+            }
+            let bytes = sizes.of(output);
+            let over = (node.inputs.iter().flatten())
+                .map(|&input| buffers.root(input))
+                .find(|root| {
+                    let dies = self.spans[root.index()]
+                        .is_some_and(|(birth, last)| last == place && birth < place);
+                    dies && bytes.is_some() && sizes.of(*root) == bytes
+                });
+            self.takes_over[output.index()] = over;
+        }
+    }
+
+    /// The step that makes a buffer and the last step that needs it; outputs end at the number of
+    /// steps.
+    pub fn span(&self, root: ValueId) -> Option<(usize, usize)> {
+        self.spans[root.index()]
+    }
+
+    /// The dying buffer that a new one is written over.
+    pub fn takes_over(&self, root: ValueId) -> Option<ValueId> {
+        self.takes_over[root.index()]
+    }
+
+    /// The live bytes while each step runs: its inputs, its outputs, and everything needed later.
+    /// Buffers of unknown size count nothing; [`Lifetimes::unknown`] names them.
+    pub fn live(&self, sizes: &Sizes) -> Vec<i64> {
+        let bytes = |root: &ValueId| sizes.of(*root).unwrap_or(0);
+        let mut live = 0i64;
+        let mut series = Vec::with_capacity(self.born.len());
+        for (born, dies) in self.born.iter().zip(&self.dies) {
+            for root in born {
+                live = live.saturating_add(bytes(root));
+                if let Some(old) = self.takes_over(*root) {
+                    live -= bytes(&old);
+                }
+            }
+            series.push(live);
+            for root in dies {
+                if !born.iter().any(|b| self.takes_over(*b) == Some(*root)) {
+                    live -= bytes(root);
+                }
+            }
+        }
+        series
+    }
+
+    /// The highest of the live bytes, and the first step that reaches it.
+    pub fn peak(&self, sizes: &Sizes) -> (i64, usize) {
+        let mut best = (0, 0);
+        for (step, live) in self.live(sizes).into_iter().enumerate() {
+            if live > best.0 {
+                best = (live, step);
+            }
+        }
+        best
+    }
+
+    /// The roots that live while a step runs.
+    pub fn live_at(&self, step: usize) -> Vec<ValueId> {
+        let mut alive = Vec::new();
+        for (index, span) in self.spans.iter().enumerate() {
+            if span.is_some_and(|(birth, last)| birth <= step && step <= last) {
+                alive.push(ValueId::from_index(index));
+            }
+        }
+        alive
+    }
+
+    /// The peak as an expression over open sizes: the maximum over those steps whose live bytes
+    /// could be the highest. `None` where a size is unknown.
+    pub fn symbolic_peak(&self, shapes: &Shapes) -> Option<Dim> {
+        let bytes = |root: &ValueId| shapes.bytes(*root);
+        let mut live = Dim::from(0);
+        let mut rising: Vec<Dim> = Vec::new();
+        let mut fell = true;
+        for (born, dies) in self.born.iter().zip(&self.dies) {
+            for root in born {
+                live = live + bytes(root)?;
+                if let Some(old) = self.takes_over(*root) {
+                    live = live - bytes(&old)?;
+                }
+            }
+            // Only a step after which something is freed can be a maximum.
+            if fell {
+                rising.push(live.clone());
+            } else if let Some(last) = rising.last_mut() {
+                last.clone_from(&live);
+            }
+            fell = false;
+            for root in dies {
+                if !born.iter().any(|b| self.takes_over(*b) == Some(*root)) {
+                    live = live - bytes(root)?;
+                    fell = true;
+                }
+            }
+        }
+        rising.sort();
+        rising.dedup();
+        let mut kept: Vec<Dim> = Vec::new();
+        for step in rising {
+            if !kept.iter().any(|k| k.dominates(&step)) {
+                kept.retain(|k| !step.dominates(k));
+                kept.push(step);
+            }
+        }
+        kept.into_iter().reduce(|peak, step| peak.maximum(&step))
+    }
+
+    /// Buffers whose size is unknown.
+    pub fn unknown(&self, sizes: &Sizes) -> Vec<ValueId> {
+        let born = self.born.iter().flatten();
+        born.copied()
+            .filter(|&root| sizes.of(root).is_none())
+            .collect()
+    }
+}

@@ -1,0 +1,222 @@
+//! Dependences as nodes.
+
+use super::{Dependence, NAME};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use velora_graph::ir::{Graph, NodeId, Origin, Patch, ValueId};
+use velora_graph::onnx::schema::{
+    AttributeProto, AttributeType, NodeProto, StringStringEntryProto, TensorProto,
+};
+use velora_graph::shapes::{DataType, Shapes};
+
+/// Whether a node can be made to wait.
+pub fn waits(graph: &Graph, shapes: &Shapes, node: NodeId) -> bool {
+    gate(graph, shapes, node).is_some()
+}
+
+/// Whether a node can be waited for.
+pub fn awaited(graph: &Graph, shapes: &Shapes, node: NodeId) -> bool {
+    awaited_value(graph, node).is_some_and(|v| rank(shapes, v).is_some_and(|r| r > 0))
+}
+
+/// The output that stands for a node's being done.
+pub fn awaited_value(graph: &Graph, node: NodeId) -> Option<ValueId> {
+    let node = graph.node(node);
+    let constant = node.domain().is_empty() && node.op() == "Constant";
+    node.outputs
+        .iter()
+        .flatten()
+        .copied()
+        .next()
+        .filter(|_| !constant)
+}
+
+fn rank(shapes: &Shapes, value: ValueId) -> Option<usize> {
+    shapes.of(value).shape.as_ref().map(Vec::len)
+}
+
+/// The input through which a node waits: a tensor that other nodes make, rather than a parameter,
+/// and never a constant or a shape, whose value a runtime may want to know beforehand.
+fn gate(graph: &Graph, shapes: &Shapes, node: NodeId) -> Option<usize> {
+    let inputs = graph.node(node).inputs.iter().enumerate();
+    let usable = inputs.filter_map(|(slot, value)| {
+        let value = (*value)?;
+        let float = shapes.of(value).data_type.is_some_and(DataType::is_float);
+        rank(shapes, value)?;
+        match graph.value(value).origin {
+            Origin::Node(..) if graph.is_constant(value) => None,
+            Origin::Node(..) if float => Some((0, slot)),
+            Origin::Input(_) if float => Some((1, slot)),
+            _ => None,
+        }
+    });
+    usable.min().map(|(_, slot)| slot)
+}
+
+/// The patch for a set of dependences.
+pub fn emit(graph: &Graph, shapes: &Shapes, pins: &BTreeSet<Dependence>) -> Patch {
+    let reason = format!(
+        "{} dependences that keep the schedule in any runtime",
+        pins.len()
+    );
+    let mut emit = Emit {
+        graph,
+        names: graph
+            .values()
+            .map(|v| graph.value(v).name.clone())
+            .collect(),
+        patch: Patch::new(NAME, reason),
+        constants: BTreeMap::new(),
+    };
+    let mut by_waiter: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+    for pin in pins {
+        by_waiter.entry(pin.waiter).or_default().push(pin.awaited);
+    }
+    let mut empty: BTreeMap<NodeId, String> = BTreeMap::new();
+    for (waiter, all) in by_waiter {
+        let Some(slot) = gate(graph, shapes, waiter) else {
+            continue;
+        };
+        let mut vectors = Vec::new();
+        for awaited in all {
+            if !empty.contains_key(&awaited)
+                && let Some(vector) = emit.empty_vector(shapes, awaited)
+            {
+                empty.insert(awaited, vector);
+            }
+            vectors.extend(empty.get(&awaited).cloned());
+        }
+        emit.gate(shapes, waiter, slot, &vectors);
+    }
+    emit.patch
+}
+
+struct Emit<'g> {
+    graph: &'g Graph,
+    names: HashSet<String>,
+    patch: Patch,
+    /// Shared integer vectors, by their entries.
+    constants: BTreeMap<Vec<i64>, String>,
+}
+
+impl Emit<'_> {
+    fn fresh(&mut self, wanted: String) -> String {
+        let mut name = wanted.clone();
+        let mut count = 1;
+        while !self.names.insert(name.clone()) {
+            count += 1;
+            name = format!("{wanted}.{count}");
+        }
+        name
+    }
+
+    fn constant(&mut self, entries: Vec<i64>) -> String {
+        if let Some(name) = self.constants.get(&entries) {
+            return name.clone();
+        }
+        let digits: Vec<String> = entries.iter().map(i64::to_string).collect();
+        let name = self.fresh(format!("velora.pin.ints_{}", digits.join("_")));
+        self.patch.add_initializer(TensorProto {
+            dims: vec![entries.len() as i64],
+            data_type: Some(7),
+            name: Some(name.clone()),
+            raw_data: Some(
+                entries
+                    .iter()
+                    .flat_map(|e| e.to_le_bytes())
+                    .collect::<Vec<_>>()
+                    .into(),
+            ),
+            ..Default::default()
+        });
+        self.constants.insert(entries, name.clone());
+        name
+    }
+
+    /// An empty vector that exists once a node has run.
+    fn empty_vector(&mut self, shapes: &Shapes, awaited: NodeId) -> Option<String> {
+        let value = awaited_value(self.graph, awaited)?;
+        let rank = rank(shapes, value)?;
+        let tensor = self.graph.value(value).name.clone();
+        let zero = self.constant(vec![0]);
+        let rows = self.fresh(format!("velora.pin.{tensor}.rows"));
+        let mut nodes = vec![node(
+            "Slice",
+            &[&tensor, &zero, &zero, &zero],
+            &rows,
+            &tensor,
+        )];
+        let last = self.fresh(format!("velora.pin.{tensor}"));
+        let whole = if rank > 1 {
+            self.fresh(format!("velora.pin.{tensor}.ints"))
+        } else {
+            last.clone()
+        };
+        nodes.push(NodeProto {
+            attribute: vec![int("to", i64::from(DataType::INT64.0))],
+            ..node("Cast", &[&rows], &whole, &tensor)
+        });
+        if rank > 1 {
+            let axes = self.constant((1..rank as i64).collect());
+            nodes.push(NodeProto {
+                attribute: vec![int("keepdims", 0)],
+                ..node("ReduceSum", &[&whole, &axes], &last, &tensor)
+            });
+        }
+        self.patch.insert_after(awaited, nodes);
+        Some(last)
+    }
+
+    /// Hands one input of a node on once the vectors exist.
+    fn gate(&mut self, shapes: &Shapes, waiter: NodeId, slot: usize, vectors: &[String]) {
+        let Some(value) = self.graph.node(waiter).inputs.get(slot).copied().flatten() else {
+            return;
+        };
+        let (Some(rank), false) = (rank(shapes, value), vectors.is_empty()) else {
+            return;
+        };
+        let tensor = self.graph.value(value).name.clone();
+        let same = self.constant(vec![0; rank]);
+        let shape = self.fresh(format!("velora.pin.{tensor}.shape"));
+        let inputs: Vec<&str> = std::iter::once(same.as_str())
+            .chain(vectors.iter().map(String::as_str))
+            .collect();
+        let gated = self.fresh(format!("velora.pin.{tensor}.gated"));
+        let nodes = vec![
+            NodeProto {
+                attribute: vec![int("axis", 0)],
+                ..node("Concat", &inputs, &shape, &tensor)
+            },
+            node("Reshape", &[&tensor, &shape], &gated, &tensor),
+        ];
+        self.patch.insert_before(waiter, nodes);
+        self.patch.redirect(waiter, slot, gated);
+    }
+}
+
+fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        i: Some(value),
+        r#type: Some(AttributeType::Int as i32),
+        ..Default::default()
+    }
+}
+
+fn node(op: &str, inputs: &[&str], output: &str, origin: &str) -> NodeProto {
+    let entry = |key: &str, value: &str| StringStringEntryProto {
+        key: Some(format!("velora.{key}")),
+        value: Some(value.to_owned()),
+    };
+    NodeProto {
+        input: inputs.iter().map(|i| (*i).to_owned()).collect(),
+        output: vec![output.to_owned()],
+        name: Some(output.to_owned()),
+        op_type: Some(op.to_owned()),
+        metadata_props: vec![
+            entry("op", "Pin"),
+            entry("origin", origin),
+            entry("version", env!("CARGO_PKG_VERSION")),
+        ],
+        ..Default::default()
+    }
+}

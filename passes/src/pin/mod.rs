@@ -1,0 +1,86 @@
+//! Makes any runtime keep the order that frees memory.
+//!
+//! ONNX has no control edges, and a runtime sorts the graph anew: with ONNX Runtime's default order a
+//! rewritten graph keeps every activation until its compressed form is first read, and saves nothing.
+//! A *pin* is a dependence that changes no value: an empty int64 vector made from a tensor t (a slice
+//! of no rows, cast, summed over all other axes) is concatenated to a shape of zeros, with which a
+//! `Reshape` hands a tensor y on as it is (0 keeps an axis, and the empty vector adds none); what
+//! reads y now cannot run before t exists.
+//!
+//! Which pins matter is found by sorting the graph as runtimes do (`runtime.rs`) and comparing the
+//! live bytes with those of the file's order, the *schedule*. Where a runtime's peak is higher, some
+//! tensor is alive that the schedule has freed or not yet made:
+//!
+//! - made too early: its producer waits for the node that precedes it in the schedule and that this
+//!   runtime runs later;
+//! - freed too late: the node that follows its last reader in the schedule and that this runtime runs
+//!   earlier waits for that reader.
+//!
+//! Every pin follows the schedule, so no cycle can arise, and rounds end: in the worst case they fix
+//! the order completely.
+
+mod emit;
+mod runtime;
+
+use emit::emit;
+use runtime::{Order, Simulation};
+use std::collections::BTreeSet;
+use velora_graph::analysis::lifetimes::Sizes;
+use velora_graph::ir::{Graph, NodeId, Patch};
+use velora_graph::shapes::Shapes;
+
+/// The name of the pass.
+pub const NAME: &str = "pin";
+
+/// How far above the schedule's peak a runtime's peak may stay, as a fraction of it.
+const SLACK: f64 = 0.01;
+
+/// A tensor smaller than this fraction of the peak is not worth a pin of its own.
+const WORTH: f64 = 0.002;
+
+/// Rounds end before this in practice; a bound for graphs that nobody has seen.
+const ROUNDS: usize = 200;
+
+/// `waiter` may not run before `awaited`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Dependence {
+    /// The node that waits.
+    pub waiter: NodeId,
+    /// The node that it waits for.
+    pub awaited: NodeId,
+}
+
+/// The patch that adds the pins that matter for the order in which the nodes are listed.
+pub fn pin(graph: &Graph, shapes: &Shapes, sizes: &Sizes) -> Patch {
+    let pins = dependences(graph, shapes, sizes);
+    emit(graph, shapes, &pins)
+}
+
+/// The dependences that keep every simulated runtime within the slack of the listed order.
+pub fn dependences(graph: &Graph, shapes: &Shapes, sizes: &Sizes) -> BTreeSet<Dependence> {
+    let mut simulation = Simulation::new(graph, sizes);
+    let schedule = simulation.listed();
+    let bound = simulation.peak(&schedule);
+    let allowed = bound + (bound as f64 * SLACK) as i64;
+    let worth = (bound as f64 * WORTH) as i64;
+    let can = |d: &Dependence| {
+        emit::waits(graph, shapes, d.waiter) && emit::awaited(graph, shapes, d.awaited)
+    };
+    let mut pins = BTreeSet::new();
+    for _ in 0..ROUNDS {
+        let mut added = false;
+        for order in Order::ALL {
+            let run = simulation.sort(order);
+            for wanted in simulation.violations(&schedule, &run, allowed, worth, can) {
+                if pins.insert(wanted) {
+                    simulation.add(wanted);
+                    added = true;
+                }
+            }
+        }
+        if !added {
+            break;
+        }
+    }
+    pins
+}

@@ -1,0 +1,201 @@
+//! The main job: from a model and what the user asked for to the rewritten model.
+//!
+//! `analyses → selection → compress → dead-code → schedule → pin`. A model in which nothing is
+//! rewritten comes out as it went in, node for node.
+
+use crate::manager::{Checks, Pass, PassError, PipelineError, Property, Ran, run};
+use crate::select::{Decision, SelectError, Selection, select};
+use crate::{compress, dead_code, pin, schedule};
+use std::collections::HashSet;
+use thiserror::Error;
+use velora_graph::analysis::buffers::Buffers;
+use velora_graph::analysis::lifetimes::Sizes;
+use velora_graph::analysis::{Analyses, AnalysisError, Settings};
+use velora_graph::ir::{Model, Patch};
+use velora_graph::shapes::{Context, Shapes, infer};
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What is known of the model.
+    pub settings: Settings,
+    /// Which layers, and how.
+    pub selection: Selection,
+    /// Standard operators in the place of model-local functions.
+    pub inline: bool,
+    /// Value-free dependences that keep the schedule in any runtime.
+    pub pin: bool,
+    /// What is checked and shown on the way.
+    pub checks: Checks,
+}
+
+/// What became of a model.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The passes that ran, and the final model.
+    pub ran: Ran,
+    /// The analyses of the model that came in.
+    pub before: Analyses,
+    /// What became of each contraction, in terms of the model that came in.
+    pub decisions: Vec<Decision>,
+}
+
+/// Why the job could not be done.
+#[derive(Debug, Error)]
+pub enum JobError {
+    /// The model is no training graph, or contradicts itself.
+    #[error(transparent)]
+    Analysis(#[from] AnalysisError),
+    /// The selection cannot be carried out.
+    #[error(transparent)]
+    Select(#[from] SelectError),
+    /// A pass failed.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+}
+
+/// Whether a model holds nodes that an earlier run wrote.
+pub fn already_rewritten(model: &Model) -> bool {
+    let graph = &model.graph;
+    graph.order().iter().any(|&id| {
+        let node = graph.node(id);
+        node.domain() == crate::ops::DOMAIN || node.metadata("velora.op").is_some()
+    })
+}
+
+/// Does the main job.
+///
+/// # Errors
+/// [`JobError`] where the model or the selection cannot be handled.
+pub fn optimise(model: &Model, options: &Options) -> Result<Outcome, JobError> {
+    let before = Analyses::new(model, &options.settings)?;
+    let decisions = select(&model.graph, &before, &options.selection)?;
+    let compress = Compress {
+        analyses: &before,
+        decisions: &decisions,
+        inline: options.inline,
+    };
+    let dead_code = DeadCode {
+        idle_before: dead_code::idle(&model.graph),
+    };
+    let schedule = Schedule {
+        settings: &options.settings,
+    };
+    let pin = Pin {
+        settings: &options.settings,
+    };
+    let mut passes: Vec<&dyn Pass> = vec![];
+    if decisions.iter().any(Decision::rewritten) {
+        passes.extend([&compress as &dyn Pass, &dead_code, &schedule]);
+        if options.pin {
+            passes.push(&pin);
+        }
+    }
+    let ran = run(model.clone(), &passes, &options.checks)?;
+    Ok(Outcome {
+        ran,
+        before,
+        decisions,
+    })
+}
+
+/// The types of all values of a model.
+pub fn shapes(model: &Model, settings: &Settings) -> Shapes {
+    let context = Context {
+        opsets: &model.shell.opset_import,
+        functions: &model.shell.functions,
+        sizes: &settings.sizes,
+    };
+    infer(&model.graph, &context)
+}
+
+/// Bytes with a size put in for every open symbol: orders must be compared somewhere, and a step with
+/// some batch and some sequence is nearer to the truth than one with a single token.
+pub fn assumed_sizes(model: &Model, shapes: &Shapes) -> Sizes {
+    Sizes::new(&model.graph, shapes, |_| ASSUMED_SIZE)
+}
+
+/// What an open symbol counts as while orders are compared.
+pub const ASSUMED_SIZE: i64 = 64;
+
+struct Compress<'a> {
+    analyses: &'a Analyses,
+    decisions: &'a [Decision],
+    inline: bool,
+}
+
+impl Pass for Compress<'_> {
+    fn name(&self) -> &'static str {
+        compress::NAME
+    }
+    fn run(&self, model: &Model) -> Result<Patch, PassError> {
+        Ok(compress::compress(
+            model,
+            self.analyses,
+            self.decisions,
+            self.inline,
+        )?)
+    }
+}
+
+struct DeadCode {
+    idle_before: HashSet<String>,
+}
+
+impl Pass for DeadCode {
+    fn name(&self) -> &'static str {
+        dead_code::NAME
+    }
+    fn ensures(&self) -> &'static [Property] {
+        &[Property::NoDeadCode]
+    }
+    fn run(&self, model: &Model) -> Result<Patch, PassError> {
+        Ok(dead_code::dead_code(&model.graph, &self.idle_before))
+    }
+}
+
+struct Schedule<'a> {
+    settings: &'a Settings,
+}
+
+impl Pass for Schedule<'_> {
+    fn name(&self) -> &'static str {
+        schedule::NAME
+    }
+    fn requires(&self) -> &'static [Property] {
+        &[Property::NoDeadCode]
+    }
+    fn ensures(&self) -> &'static [Property] {
+        &[Property::Scheduled]
+    }
+    fn keeps(&self) -> &'static [Property] {
+        &[Property::NoDeadCode]
+    }
+    fn run(&self, model: &Model) -> Result<Patch, PassError> {
+        let sizes = assumed_sizes(model, &shapes(model, self.settings));
+        let buffers = Buffers::new(&model.graph);
+        let schedule = schedule::schedule(&model.graph, &buffers, &sizes)?;
+        Ok(schedule::reorder(&model.graph, &schedule))
+    }
+}
+
+struct Pin<'a> {
+    settings: &'a Settings,
+}
+
+impl Pass for Pin<'_> {
+    fn name(&self) -> &'static str {
+        pin::NAME
+    }
+    fn requires(&self) -> &'static [Property] {
+        &[Property::Scheduled]
+    }
+    fn keeps(&self) -> &'static [Property] {
+        &[Property::NoDeadCode, Property::Scheduled]
+    }
+    fn run(&self, model: &Model) -> Result<Patch, PassError> {
+        let shapes = shapes(model, self.settings);
+        let sizes = assumed_sizes(model, &shapes);
+        Ok(pin::pin(&model.graph, &shapes, &sizes))
+    }
+}
