@@ -2,6 +2,7 @@
 
 use super::{Dependence, NAME};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use velora_graph::analysis::buffers::is_view;
 use velora_graph::ir::{Graph, NodeId, Origin, Patch, ValueId};
 use velora_graph::onnx::schema::{
     AttributeProto, AttributeType, NodeProto, StringStringEntryProto, TensorProto,
@@ -37,6 +38,10 @@ fn rank(shapes: &Shapes, value: ValueId) -> Option<usize> {
 /// The input through which a node waits: a tensor that other nodes make, rather than a parameter,
 /// and never a constant or a shape, whose value a runtime may want to know beforehand.
 fn gate(graph: &Graph, shapes: &Shapes, node: NodeId) -> Option<usize> {
+    // ONNX Runtime merges a chain of views into one, and the dependence with it.
+    if is_view(graph.node(node)) {
+        return None;
+    }
     let inputs = graph.node(node).inputs.iter().enumerate();
     let usable = inputs.filter_map(|(slot, value)| {
         let value = (*value)?;

@@ -69,7 +69,7 @@ pub fn dependences(graph: &Graph, shapes: &Shapes, sizes: &Sizes) -> BTreeSet<De
     let mut pins = BTreeSet::new();
     for _ in 0..ROUNDS {
         let mut added = false;
-        for order in Order::ALL {
+        for order in Order::all() {
             let run = simulation.sort(order);
             for wanted in simulation.violations(&schedule, &run, allowed, worth, can) {
                 if pins.insert(wanted) {

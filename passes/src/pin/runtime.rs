@@ -16,28 +16,59 @@ use velora_graph::ir::{Graph, NodeId, ValueId};
 
 /// A way of sorting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub struct Order {
+    algorithm: Algorithm,
+    indices: Indices,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Algorithm {
     /// ONNX Runtime's default.
     DepthFirst,
-    /// The same with our own nodes behind all others, as when local functions are expanded.
-    DepthFirstOursLast,
-    /// The same with matrix products behind all others, as when they are fused with neighbours.
-    DepthFirstProductsLast,
     /// ONNX Runtime's priority-based order.
     Priority,
-    /// The same with our own nodes behind all others.
-    PriorityOursLast,
+}
+
+/// Which numbers the nodes have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Indices {
+    /// Their places in the file.
+    Listed,
+    /// The same, our own behind all others, as when local functions are expanded.
+    OursLast,
+    /// The same, matrix products behind all others, as when they are fused with neighbours.
+    ProductsLast,
+    /// Their places from the end.
+    Reversed,
+    /// Mixed by a hash.
+    Mixed(u64),
 }
 
 impl Order {
-    /// All of them.
-    pub const ALL: [Order; 5] = [
-        Order::DepthFirst,
-        Order::DepthFirstOursLast,
-        Order::DepthFirstProductsLast,
-        Order::Priority,
-        Order::PriorityOursLast,
-    ];
+    /// All that are tried.
+    pub fn all() -> Vec<Order> {
+        let listed = [Indices::Listed, Indices::OursLast, Indices::ProductsLast];
+        let order = |algorithm| move |indices| Order { algorithm, indices };
+        let mut all: Vec<Order> = listed.map(order(Algorithm::DepthFirst)).to_vec();
+        all.extend(listed.map(order(Algorithm::Priority)));
+        all.push(order(Algorithm::DepthFirst)(Indices::Reversed));
+        all.extend(
+            [1, 2, 3, 4]
+                .map(Indices::Mixed)
+                .map(order(Algorithm::DepthFirst)),
+        );
+        all
+    }
+}
+
+/// A number that looks random, from SplitMix64's mixing step.
+fn mixed(seed: u64, number: u64) -> u64 {
+    let mut bits = number
+        .wrapping_add(seed)
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    bits ^ (bits >> 31)
 }
 
 /// The graph as a runtime sees it: nodes as small numbers in file order, and behind them one node for
@@ -190,16 +221,18 @@ impl<'g> Simulation<'g> {
         let last = u64::from(u32::MAX);
         let index = |number: u32| {
             let kind = self.kinds[number as usize];
-            let moved = match order {
-                Order::DepthFirst | Order::Priority => false,
-                Order::DepthFirstOursLast | Order::PriorityOursLast => kind.ours,
-                Order::DepthFirstProductsLast => kind.product,
-            };
-            self.index[number as usize] + if moved { last } else { 0 }
+            let place = self.index[number as usize];
+            match order.indices {
+                Indices::Listed => place,
+                Indices::OursLast => place + if kind.ours { last } else { 0 },
+                Indices::ProductsLast => place + if kind.product { last } else { 0 },
+                Indices::Reversed => u64::MAX - place,
+                Indices::Mixed(seed) => mixed(seed, place),
+            }
         };
-        let order = match order {
-            Order::Priority | Order::PriorityOursLast => self.kahn(index),
-            _ => self.depth_first(index),
+        let order = match order.algorithm {
+            Algorithm::DepthFirst => self.depth_first(index),
+            Algorithm::Priority => self.kahn(index),
         };
         self.run(order)
     }
