@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sizes: &sizes,
     };
     let graph = Graph::from_proto(model.graph.clone().ok_or("the model has no graph")?)?;
-    let shapes = infer(&graph, &context)?;
+    let shapes = infer(&graph, &context).map_err(|e| e.to_string())?;
     for value in graph.values() {
         let found = shapes.of(value);
         let dtype = found

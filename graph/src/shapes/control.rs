@@ -41,13 +41,21 @@ pub(super) fn branches(
     outputs
 }
 
+/// The branch that is taken, where the condition is known; else what holds for both. A branch that
+/// may never be taken may contradict itself, so that errors count in the former case only.
 fn conditional(
     walk: &Walk<'_>,
     call: &Call<'_>,
     errors: &mut Vec<ShapeError>,
 ) -> Option<Vec<Fact>> {
-    let yes = body(walk, call, "then_branch", Vec::new(), errors)?;
-    let no = body(walk, call, "else_branch", Vec::new(), errors)?;
+    match call.numbers(0).as_deref() {
+        Some([0]) => return body(walk, call, "else_branch", Vec::new(), errors),
+        Some([_]) => return body(walk, call, "then_branch", Vec::new(), errors),
+        _ => {}
+    }
+    let mut unheard = Vec::new();
+    let yes = body(walk, call, "then_branch", Vec::new(), &mut unheard)?;
+    let no = body(walk, call, "else_branch", Vec::new(), &mut unheard)?;
     Some(
         yes.into_iter()
             .zip(no)
