@@ -125,6 +125,15 @@ impl Dim {
         self.terms.is_none()
     }
 
+    /// Atoms and terms, counted through nesting: what the expression costs to hold.
+    pub(crate) fn size(&self) -> usize {
+        let terms = self.terms.as_ref();
+        let atoms = terms.into_iter().flat_map(Terms::keys).flat_map(|m| &m.0);
+        atoms.fold(terms.map_or(0, Terms::len), |size, (atom, _)| {
+            size.saturating_add(atom.size())
+        })
+    }
+
     /// The value, where it does not depend on any symbol.
     pub fn as_const(&self) -> Option<i64> {
         let terms = self.terms.as_ref()?;
@@ -344,9 +353,9 @@ impl Dim {
         }
         let wins = |a: &Dim, b: &Dim| {
             if op == Op::Max {
-                a.dominates(b)
+                a.dominates(b) || b.holds_inside(Op::Min, |arg| a.dominates(arg))
             } else {
-                b.dominates(a)
+                b.dominates(a) || b.holds_inside(Op::Max, |arg| arg.dominates(a))
             }
         };
         let mut kept: Vec<Dim> = Vec::new();
@@ -364,6 +373,13 @@ impl Dim {
             }
             None => Dim::undefined(),
         }
+    }
+
+    /// Whether this is the operation `op` and an operand of it passes the test. Absorption rests on
+    /// that: `Max(x, Min(x, y)) = x = Min(x, Max(x, y))`.
+    fn holds_inside(&self, op: Op, test: impl Fn(&Dim) -> bool) -> bool {
+        let inner = self.as_op().filter(|inner| inner.op == op);
+        inner.is_some_and(|inner| inner.args.iter().any(test))
     }
 
     /// The operation atom this is, if it is one and nothing else.

@@ -1,13 +1,47 @@
 //! Types and shapes of all values of a graph, symbolic where sizes are.
+//!
+//! [`infer`] walks the nodes once, in topological order. A rule per operator says what its outputs
+//! are from what its inputs are; the elements of small integer tensors are followed as expressions,
+//! so that the target of a Reshape that the graph computes from a Shape is known. What a rule says
+//! and what the file declares are then merged:
+//!
+//! * a number against another number, a rank against another rank, an element type against another
+//!   are contradictions, all collected into one [`ShapeErrors`];
+//! * otherwise the more informative one stays: a number, then an expression over symbols of the
+//!   graph's inputs, then the file's own name for the size, then a symbol made up here
+//!   (`tensor#axis`). Of two equally informative ones the rule's stays: exporters name one size
+//!   twice (ONNX Runtime calls the labels' axis `rows`, and it is the batch).
+//!
+//! Two symbolic sizes that are broadcast against each other are equal, or one of them is 1, or the
+//! run fails: the result is their maximum in every run that does not fail, and is given as that.
 
+mod call;
+mod control;
+mod elementwise;
+mod error;
+mod fact;
+mod index;
+mod infer;
+mod make;
+mod matmul;
+mod nn;
+mod pieces;
+mod pool;
+mod reduce;
+mod rules;
+mod shape_ops;
+mod training;
 mod types;
+mod velora;
 
+pub use error::{ShapeError, ShapeErrors};
+pub use infer::infer;
 pub use types::{DataType, ValueType};
 
 use crate::dim::Dim;
-use crate::ir::{Graph, ValueId};
+use crate::ir::ValueId;
 use crate::onnx::schema::{FunctionProto, OperatorSetIdProto};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What inference needs beside the graph.
@@ -25,6 +59,8 @@ pub struct Context<'a> {
 #[derive(Clone, Debug)]
 pub struct Shapes {
     types: Vec<ValueType>,
+    contents: Vec<Option<Arc<[Dim]>>>,
+    unknown_ops: BTreeSet<(String, String)>,
 }
 
 impl Shapes {
@@ -37,16 +73,17 @@ impl Shapes {
     pub fn bytes(&self, value: ValueId) -> Option<Dim> {
         self.of(value).bytes()
     }
-}
 
-/// Infers the types of all values of a graph.
-pub fn infer(graph: &Graph, context: &Context<'_>) -> Shapes {
-    let mut types = vec![ValueType::default(); graph.value_count()];
-    let infos = (graph.input_infos().iter()).chain(graph.output_infos());
-    for info in infos.chain(graph.value_infos()) {
-        if let Some(value) = graph.values().find(|&v| graph.value(v).name == info.name()) {
-            types[value.index()] = ValueType::declared(info, context.sizes);
-        }
+    /// The elements of a small tensor that shapes are computed with, in row-major order; an element
+    /// that nothing tells is [undefined](Dim::is_undefined). Unlike sizes, elements may be 0 or
+    /// negative.
+    pub fn contents(&self, value: ValueId) -> Option<&[Dim]> {
+        self.contents[value.index()].as_deref()
     }
-    Shapes { types }
+
+    /// Domain and name of every operator that inference has no rule for, nested graphs included.
+    /// Of their outputs only what the file declares is known.
+    pub fn unknown_ops(&self) -> &BTreeSet<(String, String)> {
+        &self.unknown_ops
+    }
 }

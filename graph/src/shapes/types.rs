@@ -1,8 +1,12 @@
 //! Element types, and the type of one value.
 
+use super::fact::unknown;
 use crate::dim::Dim;
-use crate::onnx::schema::{ValueInfoProto, tensor_shape_proto::dimension, type_proto};
+use crate::onnx::schema::tensor_shape_proto::{Dimension, dimension};
+use crate::onnx::schema::{ValueInfoProto, type_proto};
+use crate::text::element_type_name;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 /// An element type of a tensor, by its number in `TensorProto.DataType`.
@@ -85,27 +89,39 @@ impl ValueType {
 }
 
 impl ValueType {
-    /// What a declaration in the file says.
-    pub fn declared(info: &ValueInfoProto, sizes: &BTreeMap<Arc<str>, i64>) -> ValueType {
+    /// What a declaration in the file says, with sizes put in place of symbols, inside expressions
+    /// as well (`4*batch`). A size that is missing or negative is undefined.
+    pub(super) fn declared(info: &ValueInfoProto, sizes: &BTreeMap<Arc<str>, Dim>) -> ValueType {
         let value = info.r#type.as_ref().and_then(|t| t.value.as_ref());
         let Some(type_proto::Value::TensorType(tensor)) = value else {
             return ValueType::default();
         };
-        let dim =
-            |(axis, dim): (usize, &crate::onnx::schema::tensor_shape_proto::Dimension)| match &dim
-                .value
-            {
-                Some(dimension::Value::DimValue(size)) => Dim::from(*size),
-                Some(dimension::Value::DimParam(name)) if !name.is_empty() => {
-                    let size = sizes.get(name.as_str());
-                    size.map_or_else(|| Dim::parse(name), |&size| Dim::from(size))
+        let dim = |dim: &Dimension| match &dim.value {
+            // Some exporters write -1 for a size that they do not know.
+            Some(dimension::Value::DimValue(size)) if *size >= 0 => Dim::from(*size),
+            Some(dimension::Value::DimParam(name)) if !name.is_empty() => {
+                let dim = Dim::parse(name);
+                match sizes.is_empty() {
+                    true => dim,
+                    false => dim.substitute(sizes),
                 }
-                _ => Dim::symbol(&format!("{}#{axis}", info.name())),
-            };
+            }
+            _ => unknown(),
+        };
         let shape = tensor.shape.as_ref();
         ValueType {
             data_type: tensor.elem_type.filter(|&t| t != 0).map(DataType),
-            shape: shape.map(|s| s.dim.iter().enumerate().map(dim).collect()),
+            shape: shape.map(|s| s.dim.iter().map(dim).collect()),
+        }
+    }
+}
+
+/// The name in ONNX's textual syntax, or the number.
+impl fmt::Display for DataType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match element_type_name(self.0) {
+            Some(name) => f.write_str(name),
+            None => write!(f, "element type {}", self.0),
         }
     }
 }

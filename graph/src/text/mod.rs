@@ -78,6 +78,12 @@ const ELEMENT_TYPES: [(&str, i32); 26] = [
     ("int2", 26),
 ];
 
+/// The name of an element type in the text, by its number in `TensorProto.DataType`.
+pub(crate) fn element_type_name(number: i32) -> Option<&'static str> {
+    let known = ELEMENT_TYPES.iter().find(|(_, n)| *n == number);
+    known.map(|(name, _)| *name)
+}
+
 /// The names of attribute types, with their numbers.
 const ATTRIBUTE_TYPES: [(&str, i32); 14] = [
     ("float", 1),
