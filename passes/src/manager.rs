@@ -9,6 +9,7 @@ use prost::Message;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use velora_graph::ir::{GraphError, Model, Patch};
+use velora_graph::shapes::ShapeErrors;
 use velora_graph::text::ParseError;
 
 /// What passes rely on.
@@ -69,6 +70,9 @@ pub enum PassError {
     /// The graph cannot be ordered or indexed.
     #[error(transparent)]
     Graph(#[from] GraphError),
+    /// Shapes contradict each other.
+    #[error(transparent)]
+    Shapes(#[from] ShapeErrors),
     /// The text of an operator's body is broken.
     #[error("the body of an operator of ours does not parse: {0}")]
     Body(#[from] ParseError),

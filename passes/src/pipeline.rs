@@ -12,7 +12,7 @@ use velora_graph::analysis::buffers::Buffers;
 use velora_graph::analysis::lifetimes::Sizes;
 use velora_graph::analysis::{Analyses, AnalysisError, Settings};
 use velora_graph::ir::{Model, Patch};
-use velora_graph::shapes::{Context, Shapes, infer};
+use velora_graph::shapes::{Context, ShapeErrors, Shapes, infer};
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -100,7 +100,10 @@ pub fn optimise(model: &Model, options: &Options) -> Result<Outcome, JobError> {
 }
 
 /// The types of all values of a model.
-pub fn shapes(model: &Model, settings: &Settings) -> Shapes {
+///
+/// # Errors
+/// [`ShapeErrors`] where they contradict each other.
+pub fn shapes(model: &Model, settings: &Settings) -> Result<Shapes, ShapeErrors> {
     let context = Context {
         opsets: &model.shell.opset_import,
         functions: &model.shell.functions,
@@ -172,7 +175,7 @@ impl Pass for Schedule<'_> {
         &[Property::NoDeadCode]
     }
     fn run(&self, model: &Model) -> Result<Patch, PassError> {
-        let sizes = assumed_sizes(model, &shapes(model, self.settings));
+        let sizes = assumed_sizes(model, &shapes(model, self.settings)?);
         let buffers = Buffers::new(&model.graph);
         let schedule = schedule::schedule(&model.graph, &buffers, &sizes)?;
         Ok(schedule::reorder(&model.graph, &schedule))
@@ -194,7 +197,7 @@ impl Pass for Pin<'_> {
         &[Property::NoDeadCode, Property::Scheduled]
     }
     fn run(&self, model: &Model) -> Result<Patch, PassError> {
-        let shapes = shapes(model, self.settings);
+        let shapes = shapes(model, self.settings)?;
         let sizes = assumed_sizes(model, &shapes);
         Ok(pin::pin(&model.graph, &shapes, &sizes))
     }

@@ -10,7 +10,7 @@ pub mod sites;
 
 use crate::dim::Dim;
 use crate::ir::{Graph, Model};
-use crate::shapes::{Context, Shapes, infer};
+use crate::shapes::{Context, ShapeErrors, Shapes, ValueType, infer};
 use buffers::Buffers;
 use partition::Partition;
 use roles::{Hints, RoleError, Roles, roles};
@@ -35,6 +35,9 @@ pub enum AnalysisError {
     /// The outputs are not those of a training graph.
     #[error(transparent)]
     Roles(#[from] RoleError),
+    /// Shapes contradict each other.
+    #[error(transparent)]
+    Shapes(#[from] ShapeErrors),
 }
 
 /// All analyses of one model.
@@ -69,7 +72,7 @@ impl Analyses {
                 functions: &model.shell.functions,
                 sizes: &settings.sizes,
             },
-        );
+        )?;
         let roles = roles(graph, &settings.hints)?;
         let partition = Partition::new(graph, &roles);
         let buffers = Buffers::new(graph);
@@ -88,10 +91,7 @@ impl Analyses {
 
 /// The symbols in the shapes of a graph's inputs: what `--dim` can give a size to.
 pub fn symbols(graph: &Graph) -> BTreeSet<Arc<str>> {
-    let sizes = BTreeMap::new();
-    let shape = |info| crate::shapes::ValueType::declared(info, &sizes).shape;
+    let shape = |info| ValueType::declared(info, &BTreeMap::new()).shape;
     let dims = graph.input_infos().iter().filter_map(shape).flatten();
-    dims.flat_map(|d: Dim| d.symbols())
-        .filter(|s| !s.contains('#'))
-        .collect()
+    dims.flat_map(|d: Dim| d.symbols()).collect()
 }

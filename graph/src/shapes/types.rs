@@ -91,7 +91,7 @@ impl ValueType {
 impl ValueType {
     /// What a declaration in the file says, with sizes put in place of symbols, inside expressions
     /// as well (`4*batch`). A size that is missing or negative is undefined.
-    pub(super) fn declared(info: &ValueInfoProto, sizes: &BTreeMap<Arc<str>, Dim>) -> ValueType {
+    pub(crate) fn declared(info: &ValueInfoProto, sizes: &BTreeMap<Arc<str>, Dim>) -> ValueType {
         let value = info.r#type.as_ref().and_then(|t| t.value.as_ref());
         let Some(type_proto::Value::TensorType(tensor)) = value else {
             return ValueType::default();
