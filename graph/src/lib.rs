@@ -7,3 +7,4 @@ pub mod ir;
 pub mod onnx;
 pub mod shapes;
 pub mod text;
+pub mod verify;

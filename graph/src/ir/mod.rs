@@ -208,6 +208,11 @@ pub struct Graph {
 }
 
 impl Graph {
+    /// The message around the nodes; it has none itself.
+    pub(crate) fn shell(&self) -> &GraphProto {
+        &self.shell
+    }
+
     /// The node behind an id.
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.index()]

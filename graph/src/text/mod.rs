@@ -30,11 +30,13 @@
 
 mod lexer;
 mod parser;
+mod place;
 mod printer;
 mod types;
 
 pub use parser::{parse_function, parse_graph, parse_model, parse_node};
-pub use printer::{print_function, print_graph, print_model, print_node};
+pub use place::{Nested, Part, Place};
+pub use printer::{print_annotated, print_function, print_graph, print_model, print_node};
 
 /// Why a text is not a model, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,6 +112,16 @@ fn number_of(table: &[(&str, i32)], name: &str) -> Option<i32> {
 /// The name that `table` has for `number`.
 fn name_of<'a>(table: &[(&'a str, i32)], number: i32) -> Option<&'a str> {
     table.iter().find(|(_, v)| *v == number).map(|(n, _)| *n)
+}
+
+/// How the text names a tensor element type.
+pub(crate) fn element_name(number: i32) -> Option<&'static str> {
+    name_of(&ELEMENT_TYPES, number)
+}
+
+/// How the text names an attribute type.
+pub(crate) fn attribute_type_name(number: i32) -> Option<&'static str> {
+    name_of(&ATTRIBUTE_TYPES, number)
 }
 
 /// Whether a type starts with this word.

@@ -1,7 +1,9 @@
 //! Writing protos as text.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
+use super::place::{Nested, Part, Place};
 use super::{ATTRIBUTE_TYPES, ELEMENT_TYPES, is_identifier, is_type_word, name_of};
 use crate::onnx::schema::tensor_proto::DataLocation;
 use crate::onnx::schema::tensor_shape_proto::dimension;
@@ -16,6 +18,29 @@ use crate::onnx::schema::{
 pub fn print_model(model: &ModelProto) -> String {
     let mut p = Printer::new();
     p.model(model);
+    p.out
+}
+
+/// Writes a model as text with notes as comments, each on a line of its own behind its place.
+///
+/// The text still parses. Control characters in notes are escaped.
+#[must_use]
+pub fn print_annotated<'n>(
+    model: &ModelProto,
+    notes: impl IntoIterator<Item = (&'n Place, &'n str)>,
+) -> String {
+    let mut p = Printer::new();
+    for (place, note) in notes {
+        p.notes.entry(place).or_default().push(note);
+    }
+    p.model(model);
+    // What is about parts without text, such as a graph in an attribute that is declared an int.
+    let mut rest: Vec<_> = std::mem::take(&mut p.notes).into_iter().collect();
+    rest.sort();
+    for note in rest.into_iter().flat_map(|(_, notes)| notes) {
+        p.put("\n");
+        p.comment(note);
+    }
     p.out
 }
 
@@ -46,16 +71,40 @@ pub fn print_node(node: &NodeProto) -> String {
 /// One step of indentation, as the Python printer has it.
 const INDENT: usize = 3;
 
-struct Printer {
+struct Printer<'n> {
     out: String,
     indent: usize,
+    place: Place,
+    notes: HashMap<&'n Place, Vec<&'n str>>,
 }
 
-impl Printer {
+impl Printer<'_> {
     fn new() -> Self {
         Self {
             out: String::new(),
             indent: INDENT,
+            place: Place::default(),
+            notes: HashMap::new(),
+        }
+    }
+
+    /// The notes for the current place.
+    fn note(&mut self) {
+        for note in self.notes.remove(&self.place).unwrap_or_default() {
+            self.pad(self.indent);
+            self.comment(note);
+            self.put("\n");
+        }
+    }
+
+    fn comment(&mut self, text: &str) {
+        self.put("# ");
+        for c in text.chars() {
+            if c.is_control() {
+                self.display(c.escape_default());
+            } else {
+                self.out.push(c);
+            }
         }
     }
 
@@ -162,11 +211,14 @@ impl Printer {
             self.entries(&model.metadata_props);
         }
         self.put("\n>\n");
+        self.note();
+        self.place.part = Part::Graph;
         match &model.graph {
             Some(graph) => self.graph(graph),
             None => self.graph(&GraphProto::default()),
         }
-        for function in &model.functions {
+        for (i, function) in model.functions.iter().enumerate() {
+            self.place.part = Part::Function(i);
             self.put("\n");
             self.function(function);
         }
@@ -190,9 +242,13 @@ impl Printer {
 
     fn nodes(&mut self, nodes: &[NodeProto]) {
         self.put("{\n");
-        for node in nodes {
+        self.note();
+        for (i, node) in nodes.iter().enumerate() {
+            self.place.node = Some(i);
             self.node(node);
+            self.note();
         }
+        self.place.node = None;
         self.pad(self.indent - INDENT);
         self.put("}");
     }
@@ -218,7 +274,8 @@ impl Printer {
             if !function.attribute.is_empty() && !function.attribute_proto.is_empty() {
                 self.put(",");
             }
-            self.set(["", ",", ">"], &function.attribute_proto, Self::attribute);
+            let defaults = function.attribute_proto.iter().enumerate();
+            self.set(["", ",", ">"], defaults, Self::attribute);
         }
         self.set(["(", ", ", ")"], &function.input, |p, n| p.id_not_type(n));
         self.set([" => (", ", ", ")\n"], &function.output, |p, n| {
@@ -267,11 +324,30 @@ impl Printer {
 
     fn attributes(&mut self, attributes: &[AttributeProto]) {
         if !attributes.is_empty() {
-            self.set([" <", ", ", ">"], attributes, Self::attribute);
+            self.set(
+                [" <", ", ", ">"],
+                attributes.iter().enumerate(),
+                Self::attribute,
+            );
         }
     }
 
-    fn attribute(&mut self, attribute: &AttributeProto) {
+    /// The graph at a position among those of an attribute.
+    fn nested_graph(&mut self, attribute: usize, graph: usize, proto: &GraphProto) {
+        let node = self.place.node.take();
+        self.place.nested.push(Nested {
+            node,
+            attribute,
+            graph,
+        });
+        self.indent += INDENT;
+        self.graph(proto);
+        self.indent -= INDENT;
+        self.place.nested.pop();
+        self.place.node = node;
+    }
+
+    fn attribute(&mut self, (position, attribute): (usize, &AttributeProto)) {
         self.id(attribute.name.as_deref().unwrap_or_default());
         let kind = attribute_type(attribute);
         if let Some(name) = name_of(&ATTRIBUTE_TYPES, kind as i32) {
@@ -296,18 +372,13 @@ impl Printer {
             AttributeType::Strings => {
                 self.set(list, &attribute.strings, |p, s| p.quoted_bytes(s));
             }
-            AttributeType::Graph => {
-                self.indent += INDENT;
-                match &attribute.g {
-                    Some(graph) => self.graph(graph),
-                    None => self.graph(&GraphProto::default()),
-                }
-                self.indent -= INDENT;
-            }
+            AttributeType::Graph => match &attribute.g {
+                Some(graph) => self.nested_graph(position, 0, graph),
+                None => self.nested_graph(position, 0, &GraphProto::default()),
+            },
             AttributeType::Graphs => {
-                self.indent += INDENT;
-                self.set(list, &attribute.graphs, Self::graph);
-                self.indent -= INDENT;
+                let graphs = attribute.graphs.iter().enumerate();
+                self.set(list, graphs, |p, (i, g)| p.nested_graph(position, i, g));
             }
             AttributeType::Tensor => match &attribute.t {
                 Some(tensor) => self.attribute_tensor(tensor),
