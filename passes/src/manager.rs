@@ -209,9 +209,14 @@ pub fn run(model: Model, passes: &[&dyn Pass], checks: &Checks) -> Result<Ran, P
 }
 
 fn verify(
-    _model: &Model,
-    _pass: &'static str,
-    _before: impl Fn() -> Vec<&'static str>,
+    model: &Model,
+    pass: &'static str,
+    before: impl Fn() -> Vec<&'static str>,
 ) -> Result<(), PipelineError> {
-    Ok(())
+    let checked = velora_graph::verify::verify(&model.shell, &model.graph);
+    checked.map_err(|violations| PipelineError::Invalid {
+        pass,
+        before: before(),
+        violations: violations.listing(&model.to_proto()),
+    })
 }
