@@ -375,6 +375,10 @@ impl<'g> Simulation<'g> {
                 *top = step;
             }
         }
+        // A pin often mends more than the stretch that asked for it, so few are asked for at a time;
+        // more where the graph is large, so that the rounds stay few.
+        highest.sort_by_key(|&step| Reverse(live[step]));
+        highest.truncate(1 + self.listed.len() / 2000);
         if highest.is_empty() {
             return Vec::new();
         }
