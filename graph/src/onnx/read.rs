@@ -179,7 +179,8 @@ pub fn decode(bytes: Bytes, unknown: UnknownFields) -> Result<ModelProto, FileEr
     decode_named(bytes, Path::new("<memory>"), unknown)
 }
 
-fn decode_named(
+/// Decodes a model; its payloads are slices of `bytes`, and errors name it `file`.
+pub fn decode_named(
     bytes: Bytes,
     file: &Path,
     unknown: UnknownFields,

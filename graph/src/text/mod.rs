@@ -78,6 +78,11 @@ const ELEMENT_TYPES: [(&str, i32); 26] = [
     ("int2", 26),
 ];
 
+/// The name that the textual syntax has for an element type (`TensorProto.DataType`).
+pub fn element_type_name(number: i32) -> Option<&'static str> {
+    name_of(&ELEMENT_TYPES, number)
+}
+
 /// The names of attribute types, with their numbers.
 const ATTRIBUTE_TYPES: [(&str, i32); 14] = [
     ("float", 1),
