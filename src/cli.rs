@@ -80,7 +80,7 @@ pub struct GraphArguments {
     /// Print no table
     #[arg(short, long, help_heading = "Output", conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Say on standard error what is done; shorten nothing in the table
+    /// Say on standard error what is done; list every tensor and every reader
     #[arg(short, long, help_heading = "Output")]
     pub verbose: bool,
 }

@@ -5,12 +5,11 @@ mod external;
 use crate::cli::{ExternalData, is_stream};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use std::fs::{self, File};
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::path::Path;
 use velora_graph::onnx::read::{UnknownFields, decode_named, read};
 use velora_graph::onnx::schema::ModelProto;
-use velora_graph::onnx::write::{MAX_BYTES, write, write_to};
+use velora_graph::onnx::write::{MAX_BYTES, replace, write, write_to};
 
 /// A model and where it came from.
 #[derive(Debug)]
@@ -97,8 +96,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
     if is_stream(path) {
         return print(text);
     }
-    replace(path, |file| file.write_all(text.as_bytes()))
-        .with_context(|| format!("cannot write {}", path.display()))
+    Ok(replace(path, |file| file.write_all(text.as_bytes()))?)
 }
 
 /// Writes text to standard output. A reader that left (`| head`) is no error.
@@ -128,29 +126,4 @@ fn folder_of(path: &Path) -> &Path {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
-}
-
-/// Writes a file under a temporary name beside `path`, syncs it and renames it, which replaces a
-/// symbolic link rather than following it.
-fn replace(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    // Renaming onto a device or a pipe would replace it.
-    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return Err(io::Error::new(
-            ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
-    }
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".velora-").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        // Less the umask, as for any new file.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder_of(path))?;
-    content(file.as_file_mut())?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! What becomes of external data when a model is written somewhere.
 
-use super::{folder_of, replace};
+use super::folder_of;
 use crate::cli::{ExternalData, is_stream};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use velora_graph::onnx::read::{Source, check_external_data};
 use velora_graph::onnx::schema::tensor_proto::DataLocation;
 use velora_graph::onnx::schema::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use velora_graph::onnx::write::replace;
 
 /// Makes the external data of `model`, read from `source`, available to a model at `out`.
 pub fn place(
@@ -23,7 +24,7 @@ pub fn place(
     visit(model, &mut |tensor| {
         if is_external(tensor) {
             example = tensor.name().to_owned();
-            locations.insert(PathBuf::from(entry(tensor, "location").unwrap_or_default()));
+            locations.insert(lexical(tensor));
         }
         Ok(())
     })?;
@@ -61,28 +62,30 @@ pub fn place(
             out.display()
         );
     }
-    for location in &locations {
-        let data = lexical(location);
-        if out.file_name() == Some(data.as_os_str()) {
-            bail!(
-                "writing {} would replace the data file {} that the model needs; choose another name",
-                out.display(),
-                folder.join(location).display()
-            );
-        }
+    if let Some(data) = out
+        .file_name()
+        .and_then(|name| locations.get(Path::new(name)))
+    {
+        bail!(
+            "writing {} would replace the data file {} that the model needs; choose another name",
+            out.display(),
+            folder.join(data).display()
+        );
     }
     if from != to {
         for location in &locations {
-            copy(folder, target, &lexical(location))?;
+            copy(folder, target, location)?;
         }
     }
     Ok(())
 }
 
-/// The path without `.` components; [`check_external_data`] refused all others but names.
-fn lexical(location: &Path) -> PathBuf {
-    let components = location.components();
-    components
+/// Where a tensor's data is, below the model's folder, without `.` components;
+/// [`check_external_data`] refuses all others but names.
+fn lexical(tensor: &TensorProto) -> PathBuf {
+    let location = Path::new(entry(tensor, "location").unwrap_or_default());
+    let names = location.components();
+    names
         .filter(|c| matches!(c, Component::Normal(_)))
         .collect()
 }
@@ -152,7 +155,7 @@ fn inline(model: &mut ModelProto, folder: &Path) -> Result<()> {
         if !is_external(tensor) {
             return Ok(());
         }
-        let location = lexical(Path::new(entry(tensor, "location").unwrap_or_default()));
+        let location = lexical(tensor);
         let path = folder.join(&location);
         let bytes = match sources.get(&location) {
             Some(source) => source.bytes().clone(),

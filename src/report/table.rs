@@ -9,7 +9,7 @@ use std::io::IsTerminal;
 pub struct Style {
     /// Lines, `×` and `·`; otherwise ASCII (apart from names).
     pub unicode: bool,
-    /// Columns to fit into; `None` shortens nothing.
+    /// Columns to fit into, by writing cells on several lines; `None` keeps them on one.
     pub width: Option<usize>,
     /// List every saved tensor and every reader.
     pub everything: bool,
@@ -19,26 +19,16 @@ pub struct Style {
 const TENSORS: usize = 20;
 /// Readers named in one cell unless everything is asked for.
 const READERS: usize = 3;
-/// A column is shortened to this many characters at the least.
-const NARROWEST: usize = 12;
 
 impl Style {
-    /// The style for a stream; `everything` neither shortens nor leaves out.
+    /// The style for a stream.
     pub fn of(stream: &impl IsTerminal, everything: bool) -> Style {
         let terminal = stream.is_terminal();
         let width = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
         Style {
             unicode: terminal,
-            width: width.filter(|_| terminal && !everything),
+            width: width.filter(|_| terminal),
             everything,
-        }
-    }
-
-    fn rewritten(self) -> &'static str {
-        if self.unicode {
-            "✓ rewritten"
-        } else {
-            "rewritten"
         }
     }
 
@@ -154,7 +144,7 @@ fn layers(report: &Report, style: Style, view: View) -> String {
                 format!("{d} {} {o}", style.times())
             }),
             layer.activation.clone(),
-            decision(layer, style),
+            decision(layer, style, view),
             match layer.freed_bytes.exact() {
                 Some(0) => style.dash().to_owned(),
                 _ => Unit::Bytes.amount(&layer.freed_bytes, style.unicode),
@@ -174,13 +164,18 @@ fn layers(report: &Report, style: Style, view: View) -> String {
     text
 }
 
-fn decision(layer: &Layer, style: Style) -> String {
+fn decision(layer: &Layer, style: Style, view: View) -> String {
+    let (done, not) = match view {
+        View::Optimized => ("rewritten", "skipped"),
+        View::Inspected => ("rewritable", "no"),
+    };
+    let mark = if style.unicode { "✓ " } else { "" };
     match (layer.decision, layer.groups, layer.sub_token_size) {
         (Decision::Rewritten, Some(groups), Some(size)) => {
-            format!("{}, {groups} {} {size}", style.rewritten(), style.times())
+            format!("{mark}{done}, {groups} {} {size}", style.times())
         }
-        (Decision::Rewritten, ..) => style.rewritten().to_owned(),
-        (Decision::Skipped, ..) => format!("skipped: {}", layer.reason),
+        (Decision::Rewritten, ..) => format!("{mark}{done}"),
+        (Decision::Skipped, ..) => format!("{not}: {}", layer.reason),
     }
 }
 
@@ -196,6 +191,10 @@ fn totals(totals: &Totals, style: Style, view: View) -> String {
         let ratio = after.ratio(before).map_or(String::new(), percent);
         let amount = |amount| unit.amount(amount, style.unicode);
         grid.row([name.to_owned(), amount(before), amount(after), ratio]);
+    }
+    if grid.rows.is_empty() {
+        return "the sizes of some saved tensors are not known, so there are no totals\n"
+            .to_owned();
     }
     grid.draw(style)
 }
@@ -222,12 +221,24 @@ fn clean(text: &str) -> String {
 /// What a column holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Column {
-    /// Words of this tool.
+    /// Words of this tool, never cut.
     Word,
-    /// Names of the model: these are shortened where a line would be too long.
+    /// Names of the model.
     Name,
     /// Numbers, aligned to the right.
     Number,
+}
+
+impl Column {
+    /// Characters that it keeps where a line would be too long; above that, cells get more lines.
+    fn least(self) -> usize {
+        match self {
+            Column::Word => usize::MAX,
+            Column::Name => 12,
+            // More than any number has: only expressions are cut.
+            Column::Number => 24,
+        }
+    }
 }
 
 /// Cells in columns.
@@ -248,81 +259,86 @@ impl<'a, const N: usize> Grid<'a, N> {
         self.rows.push(cells.map(|cell| clean(&cell)));
     }
 
+    /// The grid as lines of text, without columns that say nothing.
     fn draw(&self, style: Style) -> String {
-        let mut widths = self.columns.map(|(title, _)| title.chars().count());
-        for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
+        let says = |column: &usize| self.rows.iter().any(|row| !row[*column].is_empty());
+        let shown: Vec<usize> = (0..N).filter(says).collect();
+        let titles = self.columns.map(|(title, _)| title);
+        let mut widths: Vec<usize> = (shown.iter())
+            .map(|&column| {
+                let cells = self.rows.iter().map(|row| row[column].chars().count());
+                cells.fold(titles[column].chars().count(), usize::max)
+            })
+            .collect();
+        let kinds: Vec<Column> = shown.iter().map(|&column| self.columns[column].1).collect();
         let separator = if style.unicode { " │ " } else { "  " };
-        let lines = separator.chars().count() * N.saturating_sub(1);
         if let Some(limit) = style.width {
-            let (mut names, mut fixed) = (Vec::new(), lines);
-            for (width, (_, kind)) in widths.iter_mut().zip(&self.columns) {
-                match kind {
-                    Column::Name => names.push(width),
-                    Column::Word | Column::Number => fixed += *width,
-                }
-            }
-            shrink(&mut names, limit.saturating_sub(fixed));
+            let lines = separator.chars().count() * shown.len().saturating_sub(1);
+            let least: Vec<usize> = kinds.iter().map(|kind| kind.least()).collect();
+            shrink(&mut widths, &least, limit.saturating_sub(lines));
         }
-        let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let line = |cells: [&str; N]| {
+            let mut cells: Vec<_> = (shown.iter().zip(&widths))
+                .map(|(&column, &width)| wrap(cells[column], width).into_iter())
+                .collect();
+            let height = cells.iter().map(|lines| lines.len()).max().unwrap_or(0);
             let mut text = String::new();
-            for (column, (cell, width)) in cells.zip(widths).enumerate() {
-                if column > 0 {
-                    text += separator;
-                }
-                let cell = shorten(cell, width);
-                text += &match self.columns.get(column) {
-                    Some((_, Column::Number)) => format!("{cell:>width$}"),
-                    _ => format!("{cell:<width$}"),
-                };
+            for _ in 0..height {
+                let parts = cells.iter_mut().zip(&widths).zip(&kinds);
+                let parts = parts.map(|((lines, &width), kind)| {
+                    let part = lines.next().unwrap_or_default();
+                    match kind {
+                        Column::Number => format!("{part:>width$}"),
+                        Column::Word | Column::Name => format!("{part:<width$}"),
+                    }
+                });
+                let joined = parts.collect::<Vec<_>>().join(separator);
+                text.push_str(joined.trim_end());
+                text.push('\n');
             }
-            format!("{}\n", text.trim_end())
+            text
         };
-        let mut text = line(&mut self.columns.iter().map(|(title, _)| *title));
+        let mut text = line(titles);
         if style.unicode {
-            let rules = widths.map(|width| "─".repeat(width));
+            let rules: Vec<String> = widths.iter().map(|&width| "─".repeat(width)).collect();
             text += &format!("{}\n", rules.join("─┼─"));
         }
         for row in &self.rows {
-            text += &line(&mut row.iter().map(String::as_str));
+            text += &line(row.each_ref().map(String::as_str));
         }
         text
     }
 }
 
-/// Takes from the widest columns until they fit, or are all at [`NARROWEST`].
-fn shrink(widths: &mut [&mut usize], limit: usize) {
-    let mut excess = widths
-        .iter()
-        .map(|w| **w)
-        .sum::<usize>()
-        .saturating_sub(limit);
+/// Takes from the widest columns until they fit, or none has more than its least width.
+fn shrink(widths: &mut [usize], least: &[usize], limit: usize) {
+    let mut excess = widths.iter().sum::<usize>().saturating_sub(limit);
     while excess > 0 {
-        let Some(widest) = widths.iter_mut().max() else {
+        let columns = widths.iter_mut().zip(least);
+        let Some((width, _)) = columns.filter(|(w, least)| **w > **least).max() else {
             return;
         };
-        if **widest <= NARROWEST {
-            return;
-        }
-        **widest -= 1;
+        *width -= 1;
         excess -= 1;
     }
 }
 
-/// Names differ at their ends more than in the middle, so that goes.
-fn shorten(text: &str, width: usize) -> String {
-    let length = text.chars().count();
-    if length <= width {
-        return text.to_owned();
+/// Cuts a text into lines, behind a separator of names where one is near the end of a line.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut left: Vec<char> = text.chars().collect();
+    while left.len() > width.max(1) {
+        let chunk = left.get(..width.max(1)).unwrap_or_default();
+        let separator = chunk
+            .iter()
+            .rposition(|c| matches!(c, '.' | '/' | '_' | ' ' | ','));
+        let end = separator.map(|at| at + 1).filter(|&end| 2 * end > width);
+        let rest = left.split_off(end.unwrap_or(width.max(1)));
+        lines.push(left.iter().collect::<String>().trim_end().to_owned());
+        left = rest;
     }
-    let kept = width.saturating_sub(1);
-    let head = kept / 2;
-    let start: String = text.chars().take(head).collect();
-    let end: String = text.chars().skip(length - (kept - head)).collect();
-    format!("{start}…{end}")
+    lines.push(left.into_iter().collect());
+    lines
 }
 
 #[cfg(test)]
@@ -371,8 +387,8 @@ weight-gradient operations  2048*batch FLOP  1280*batch FLOP  62.5%
             assert!(widths.iter().all(|&w| w <= 100), "{text}");
         }
         let text = optimized(&report, style);
-        assert!(text.contains("encode….weight"), "{text}");
-        // Words and numbers stay whole.
+        // Nothing is lost, and words and numbers stay in one piece.
+        assert_eq!(text.matches("encoder.").count(), 40, "{text}");
         assert!(text.contains("skipped: kept-alive"), "{text}");
     }
 
@@ -385,13 +401,21 @@ weight-gradient operations  2048*batch FLOP  1280*batch FLOP  62.5%
     }
 
     #[test]
-    fn the_middle_of_a_long_name_goes() {
-        assert_eq!(shorten("abcdefgh", 5), "ab…gh");
-        assert_eq!(shorten("abc", 3), "abc");
-        let (mut a, mut b, mut c) = (40, 5, 30);
-        shrink(&mut [&mut a, &mut b, &mut c], 50);
-        assert_eq!((a + b + c, b), (50, 5));
-        shrink(&mut [&mut a, &mut b, &mut c], 1);
-        assert_eq!((a, b, c), (12, 5, 12));
+    fn names_are_cut_behind_separators() {
+        assert_eq!(wrap("abc", 3), ["abc"]);
+        assert_eq!(wrap("", 3), [""]);
+        assert_eq!(wrap("model.layers.0.up", 9), ["model.", "layers.0.", "up"]);
+        assert_eq!(wrap("a.bcdefgh", 5), ["a.bcd", "efgh"]);
+        assert_eq!(wrap("ab", 0), ["a", "b"]);
+    }
+
+    #[test]
+    fn the_widest_columns_give_way() {
+        let least = [12, usize::MAX, 12];
+        let mut widths = [40, 25, 30];
+        shrink(&mut widths, &least, 70);
+        assert_eq!((widths.iter().sum::<usize>(), widths[1]), (70, 25));
+        shrink(&mut widths, &least, 1);
+        assert_eq!(widths, [12, 25, 12]);
     }
 }
