@@ -1,55 +1,368 @@
 //! Arguments only; what they do is in `commands/`.
 
-use clap::{Parser, ValueEnum};
-use std::path::PathBuf;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 
+/// The whole command line: a subcommand, or the arguments of the default verb.
+///
 /// Rewrites an ONNX training graph so that its linear layers save compressed activations for
 /// backward (VeLoRA, arXiv 2405.17991).
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(
+    name = "velora-opt",
+    version,
+    about = "Rewrites an ONNX training graph so that its linear layers save compressed activations \
+             for backward (VeLoRA, arXiv 2405.17991)",
+    long_about = None,
+    after_help = "Without a command, MODEL is rewritten into OUT. `-` is standard input or output.\n\
+                  Exit status: 0 done, 1 the model cannot be handled, 2 wrong usage.",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
 pub struct Arguments {
-    /// The training graph: forward, loss and backward in one ONNX file.
+    /// Something else than the default verb.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The default verb; absent exactly where `command` is present.
+    #[command(flatten)]
+    pub optimize: Option<OptimizeArguments>,
+}
+
+/// The commands beside the default one.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Show where the memory goes, what could be freed, and what keeps it alive
+    Inspect(InspectArguments),
+    /// Print a model in the ONNX textual syntax
+    Print(PrintArguments),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, in roff
+    Man {
+        /// The command whose page to print, instead of the main one
+        #[arg(value_name = "COMMAND")]
+        command: Option<String>,
+    },
+}
+
+/// What every command that analyses a graph takes.
+#[derive(Args, Debug)]
+pub struct GraphArguments {
+    /// The training graph: forward, loss and backward in one ONNX file; `-` is standard input
     pub model: PathBuf,
-    /// Where to write the rewritten graph.
-    #[arg(short, long, value_name = "OUT")]
-    pub output: PathBuf,
-    /// Groups (sub-tokens) per token: that many scalars are saved instead of the features.
-    #[arg(long, value_name = "N", default_value_t = 32,
-          value_parser = clap::value_parser!(i64).range(1..))]
-    pub groups: i64,
-    /// How the direction that sub-tokens are projected on is chosen.
-    #[arg(long, value_name = "KIND", value_enum, default_value_t = Init::BatchAverage)]
-    pub init: Init,
-    /// Seed of `--init random`.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
-    /// The loss output, where it cannot be told.
-    #[arg(long, value_name = "NAME")]
+    /// The loss output, where it cannot be told
+    #[arg(long, value_name = "NAME", help_heading = "Graph")]
     pub loss: Option<String>,
-    /// The output that is the gradient of a parameter, where it cannot be told.
-    #[arg(long = "grad", value_name = "PARAM=OUTPUT", value_parser = pair)]
+    /// The output that is the gradient of a parameter, where it cannot be told; repeatable
+    #[arg(long = "grad", value_name = "PARAM=OUTPUT", value_parser = pair, help_heading = "Graph")]
     pub gradients: Vec<(String, String)>,
-    /// Print no table.
-    #[arg(short, long)]
+    /// The size of a symbolic dimension of the graph's inputs; repeatable
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = dim, help_heading = "Graph")]
+    pub dims: Vec<(String, i64)>,
+    /// Drop fields that are newer than this tool's ONNX schema, instead of stopping
+    #[arg(long, help_heading = "Graph")]
+    pub allow_unknown_fields: bool,
+    /// Write the report as JSON (schema velora-report/1); `-` is standard output, without the table
+    #[arg(long, value_name = "F", help_heading = "Output")]
+    pub json: Option<PathBuf>,
+    /// Write the report as one self-contained HTML file
+    #[arg(long, value_name = "F", help_heading = "Output")]
+    pub html: Option<PathBuf>,
+    /// Print no table
+    #[arg(short, long, help_heading = "Output", conflicts_with = "verbose")]
     pub quiet: bool,
+    /// Say on standard error what is done; list every tensor and every reader
+    #[arg(short, long, help_heading = "Output")]
+    pub verbose: bool,
+}
+
+/// Arguments of the default verb.
+// clap's derive leaves groups with nested arguments empty; `Option<OptimizeArguments>` is present
+// where a member of the group is, and -o is required.
+#[derive(Args, Debug)]
+#[group(id = "optimize", arg = "output")]
+pub struct OptimizeArguments {
+    /// The graph and the reports.
+    #[command(flatten)]
+    pub graph: GraphArguments,
+    /// Where to write the rewritten graph; `-` is standard output
+    #[arg(short, long, value_name = "OUT", help_heading = "Output")]
+    pub output: PathBuf,
+    /// The method.
+    #[command(flatten)]
+    pub method: MethodArguments,
+    /// Which layers.
+    #[command(flatten)]
+    pub selection: SelectionArguments,
+    /// Write new nodes as standard operators, instead of functions of the domain ai.velora
+    #[arg(long, help_heading = "Output")]
+    pub inline: bool,
+    /// Do not force the schedule by data dependences
+    #[arg(long, help_heading = "Output")]
+    pub no_pin: bool,
+    /// What becomes of tensors that are stored beside the model
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = ExternalData::Keep,
+          help_heading = "Output")]
+    pub external_data: ExternalData,
+    /// Check the graph's invariants after every pass
+    #[arg(long, help_heading = "Passes")]
+    pub verify_each: bool,
+    /// Print the graph after a pass, to standard error
+    #[arg(long, value_name = "PASS", help_heading = "Passes")]
+    pub print_after: Option<String>,
+    /// Print how long each pass took, to standard error
+    #[arg(long, help_heading = "Passes")]
+    pub time_passes: bool,
+}
+
+/// How activations are compressed, for layers that a plan says nothing else about.
+#[derive(Args, Debug)]
+pub struct MethodArguments {
+    /// Groups (sub-tokens) per token: that many scalars are saved instead of the features
+    /// [default: 32]
+    #[arg(long, value_name = "N", conflicts_with = "sub_token_size",
+          value_parser = clap::value_parser!(i64).range(1..), help_heading = "Method")]
+    pub groups: Option<i64>,
+    /// Features per sub-token, instead of --groups
+    #[arg(long, value_name = "M", value_parser = clap::value_parser!(i64).range(1..),
+          help_heading = "Method")]
+    pub sub_token_size: Option<i64>,
+    /// The direction that sub-tokens are projected on [default: batch-average]
+    #[arg(long, value_name = "KIND", value_enum, help_heading = "Method")]
+    pub init: Option<Init>,
+    /// Factor on the approximated weight gradients [default: 1]
+    #[arg(long, value_name = "S", value_parser = finite, allow_negative_numbers = true,
+          help_heading = "Method")]
+    pub scale: Option<f64>,
+    /// Seed of `--init random` [default: 0]
+    // Up to what TOML can hold, so that every seed fits a plan.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64),
+          help_heading = "Method")]
+    pub seed: Option<u64>,
+}
+
+/// Which layers are rewritten.
+#[derive(Args, Debug)]
+pub struct SelectionArguments {
+    /// Which of the possible layers
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = Select::Freeable,
+          help_heading = "Selection")]
+    pub select: Select,
+    /// Only parameters that match one of these; repeatable
+    #[arg(long, value_name = "RE", help_heading = "Selection")]
+    pub include: Vec<Regex>,
+    /// No parameters that match one of these; repeatable
+    #[arg(long, value_name = "RE", help_heading = "Selection")]
+    pub exclude: Vec<Regex>,
+    /// Leave saved tensors alone that are smaller
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true,
+          value_parser = clap::value_parser!(i64).range(0..), help_heading = "Selection")]
+    pub min_bytes: i64,
+    /// Read settings by layer from a TOML file
+    #[arg(long, value_name = "F", help_heading = "Selection")]
+    pub plan: Option<PathBuf>,
+    /// Write the settings used, by layer, as a TOML file for --plan
+    #[arg(long, value_name = "F", help_heading = "Selection")]
+    pub emit_plan: Option<PathBuf>,
+}
+
+/// Arguments of `inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArguments {
+    /// The graph and the reports.
+    #[command(flatten)]
+    pub graph: GraphArguments,
+    /// Groups (sub-tokens) per token, for the question what could be freed
+    #[arg(long, value_name = "N", default_value_t = 32,
+          value_parser = clap::value_parser!(i64).range(1..), help_heading = "Method")]
+    pub groups: i64,
+}
+
+/// Arguments of `print`.
+#[derive(Args, Debug)]
+pub struct PrintArguments {
+    /// The model; `-` is standard input
+    pub model: PathBuf,
+    /// Drop fields that are newer than this tool's ONNX schema, instead of stopping
+    #[arg(long)]
+    pub allow_unknown_fields: bool,
 }
 
 /// Kinds of direction.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Init {
-    /// The normalised mean over the sub-tokens of each batch, computed in the graph.
+    /// The normalised mean over the sub-tokens of each batch, computed in the graph
     BatchAverage,
-    /// A fixed random unit vector.
+    /// A fixed random unit vector
     Random,
-    /// All entries equal.
+    /// All entries equal
     None,
 }
 
+/// Which of the possible layers are rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Select {
+    /// All layers of every saved tensor whose backward readers can all be rewritten
+    Freeable,
+    /// Value and MLP-down projections, as in the paper
+    Paper,
+    /// Every layer that can be rewritten, even where nothing is freed
+    All,
+}
+
+/// What becomes of external data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExternalData {
+    /// Stays where it is; OUT must be in the model's folder
+    Keep,
+    /// Copied beside OUT, replacing files of the same name
+    Copy,
+    /// Moved into OUT
+    Inline,
+}
+
+impl Arguments {
+    /// What clap's declarations cannot say.
+    ///
+    /// # Errors
+    /// A usage error, for [`clap::Error::exit`].
+    pub fn validate(&self) -> Result<(), clap::Error> {
+        let (graph, outputs, plan) = match (&self.command, &self.optimize) {
+            (Some(Command::Inspect(inspect)), _) => (&inspect.graph, vec![], None),
+            (None, Some(optimize)) => {
+                let selection = &optimize.selection;
+                let outputs = vec![
+                    ("-o", Some(&optimize.output)),
+                    ("--emit-plan", selection.emit_plan.as_ref()),
+                ];
+                (&optimize.graph, outputs, selection.plan.as_ref())
+            }
+            _ => return Ok(()),
+        };
+        let conflict = |message: String| {
+            let error = Arguments::command().error(ErrorKind::ArgumentConflict, message);
+            Err(error)
+        };
+        let outputs: Vec<(&str, &PathBuf)> = (outputs.into_iter())
+            .chain([
+                ("--json", graph.json.as_ref()),
+                ("--html", graph.html.as_ref()),
+            ])
+            .filter_map(|(option, path)| Some((option, path?)))
+            .collect();
+        for (i, (first, path)) in outputs.iter().enumerate() {
+            if let Some((second, _)) = outputs.iter().skip(i + 1).find(|(_, p)| p == path) {
+                let place = match is_stream(path) {
+                    true => "standard output".to_owned(),
+                    false => format!("'{}'", path.display()),
+                };
+                return conflict(format!("{first} and {second} would both write to {place}"));
+            }
+        }
+        let onto_model = |(option, path): &&(&str, &PathBuf)| {
+            // Rewriting a model in place is what `-o MODEL` asks for.
+            *option != "-o" && **path == graph.model && !is_stream(path)
+        };
+        if let Some((option, _)) = outputs.iter().find(onto_model) {
+            return conflict(format!("{option} would overwrite MODEL"));
+        }
+        if is_stream(&graph.model) && plan.is_some_and(|p| is_stream(p)) {
+            return conflict("MODEL and --plan would both read standard input".to_owned());
+        }
+        for (i, (name, _)) in graph.dims.iter().enumerate() {
+            if graph.dims.iter().take(i).any(|(n, _)| n == name) {
+                return conflict(format!("--dim {name} is given twice"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a path argument means standard input or output.
+pub fn is_stream(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// Parameter and output; the first `=` separates.
 fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((parameter, output)) if !parameter.is_empty() && !output.is_empty() => {
             Ok((parameter.to_owned(), output.to_owned()))
         }
         _ => Err("expected PARAM=OUTPUT".to_owned()),
+    }
+}
+
+fn dim(text: &str) -> Result<(String, i64), String> {
+    let expected = || "expected NAME=N with N a whole number of at least 1".to_owned();
+    let (name, size) = text.rsplit_once('=').ok_or_else(expected)?;
+    match size.parse::<i64>() {
+        Ok(size) if size >= 1 && !name.is_empty() => Ok((name.to_owned(), size)),
+        _ => Err(expected()),
+    }
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        _ => Err("expected a finite number".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_declarations_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        let arguments = Arguments::try_parse_from(line.split_whitespace())?;
+        arguments.validate().map(|()| arguments)
+    }
+
+    #[test]
+    fn a_subcommand_and_the_default_verb_exclude_each_other() {
+        let default = parse("velora-opt m.onnx -o out.onnx --dim a=b=3").unwrap();
+        assert!(default.command.is_none());
+        let optimize = default.optimize.unwrap();
+        assert_eq!(optimize.graph.dims, [("a=b".to_owned(), 3)]);
+        let inspect = parse("velora-opt inspect m.onnx").unwrap();
+        assert!(inspect.optimize.is_none() && inspect.command.is_some());
+        // A model called like a command is given with its folder.
+        assert!(parse("velora-opt ./inspect -o out.onnx").is_ok());
+        assert!(parse("velora-opt m.onnx").is_err());
+        assert!(parse("velora-opt").is_err());
+    }
+
+    #[test]
+    fn one_place_is_written_once_and_read_once() {
+        for line in [
+            "velora-opt m.onnx -o - --json -",
+            "velora-opt m.onnx -o out --html out",
+            "velora-opt m.onnx -o out --emit-plan - --json -",
+            "velora-opt inspect m.onnx --html - --json -",
+            "velora-opt - -o out --plan -",
+            "velora-opt m.onnx -o out --json m.onnx",
+            "velora-opt inspect m.onnx --dim a=1 --dim a=2",
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+        assert!(parse("velora-opt m.onnx -o m.onnx").is_ok());
+        assert!(parse("velora-opt - -o - --plan p --json j --html h").is_ok());
     }
 }

@@ -2,16 +2,42 @@
 
 mod cli;
 mod commands;
+mod dims;
+mod io;
+mod plan_file;
+mod report;
+mod settings;
+mod suggest;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use cli::{Arguments, Command};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments = cli::Arguments::parse();
-    match commands::optimize::run(&arguments) {
+    let arguments = Arguments::parse();
+    if let Err(usage) = arguments.validate() {
+        usage.exit();
+    }
+    let result = match (&arguments.command, &arguments.optimize) {
+        (Some(Command::Inspect(inspect)), _) => commands::inspect::run(inspect),
+        (Some(Command::Print(print)), _) => commands::print::run(print),
+        (Some(Command::Completions { shell }), _) => commands::completions::run(*shell),
+        (Some(Command::Man { command }), _) => commands::man::run(command.as_deref()),
+        (None, Some(optimize)) => commands::optimize::run(optimize),
+        (None, None) => Arguments::command()
+            .error(
+                ErrorKind::MissingRequiredArgument,
+                "MODEL and --output, or a command, are required",
+            )
+            .exit(),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("velora-opt: {error:#}");
+            // One line, whatever names are in it.
+            let message = format!("{error:#}").replace(['\n', '\r'], " ");
+            eprintln!("velora-opt: {message}");
             ExitCode::FAILURE
         }
     }

@@ -208,11 +208,13 @@ fn what_is_no_model_is_said_to_be_none() {
         b"\x89PNG\r\n\x1a\n",
     ] {
         fs::write(&path, content).unwrap();
-        let error = read(&path, UnknownFields::Allow).unwrap_err().to_string();
-        assert!(
-            error.contains("is this an ONNX model") && error.contains("m.onnx"),
-            "{error}"
-        );
+        for unknown in [UnknownFields::Allow, UnknownFields::Refuse] {
+            let error = read(&path, unknown).unwrap_err().to_string();
+            assert!(
+                error.contains("is this an ONNX model") && error.contains("m.onnx"),
+                "{error}"
+            );
+        }
     }
     assert!(matches!(
         read(folder.path(), UnknownFields::Refuse),

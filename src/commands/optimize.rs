@@ -1,136 +1,146 @@
 //! The main job: read, decide, rewrite, write, report.
 
-use crate::cli::{Arguments, Init};
+use super::{Loaded, deliver};
+use crate::cli::{Init, OptimizeArguments, Select, is_stream};
+use crate::io::{write_model, write_text};
+use crate::plan_file::Plan;
+use crate::report::View;
+use crate::report::build::{Analyses, report};
+use crate::settings::{Choice, Grouping, LayerSettings, Settings};
 use anyhow::{Context, Result, bail};
 use velora_graph::analysis::partition::Partition;
-use velora_graph::analysis::roles::{Hints, roles};
 use velora_graph::analysis::sites::sites;
-use velora_graph::ir::Graph;
-use velora_graph::onnx::read::{UnknownFields, read};
 use velora_graph::onnx::schema::ModelProto;
-use velora_graph::onnx::write::write;
-use velora_passes::compress::{self, Decision, Options};
+use velora_graph::shapes::infer;
+use velora_passes::compress::{self, Options};
 
 /// Below this, `ReduceSum` takes its axes as an attribute, which the rewrite does not write.
 const OLDEST_OPSET: i64 = 13;
 
-/// Rewrites `arguments.model` into `arguments.output`.
+/// Rewrites the model into the output, and reports.
 ///
 /// # Errors
-/// Where the file cannot be read, is no training graph, or the output cannot be written; nothing is
-/// written then.
-pub fn run(arguments: &Arguments) -> Result<()> {
-    let mut model = read(&arguments.model, UnknownFields::Refuse)?;
-    let name = arguments.model.display();
-    let opset = standard_opset(&model);
-    if opset.is_none_or(|version| version < OLDEST_OPSET) {
-        bail!(
-            "{name}: expected the standard operator set at version {OLDEST_OPSET} or newer, found {}; \
-             export the model again with a newer opset",
-            opset.map_or("none".to_owned(), |v| v.to_string())
-        );
+/// Where the file cannot be read, is no training graph, a setting does not fit it, or an output
+/// cannot be written. No model is written where it could not be rewritten.
+pub fn run(arguments: &OptimizeArguments) -> Result<()> {
+    if let Some(option) = not_connected(arguments) {
+        bail!("{option} is not available yet");
     }
-    if !same_folder(arguments) && has_external_data(&model) {
-        bail!(
-            "{name}: the weights are in other files, found by their path from the model's folder; \
-             write the output into that folder"
-        );
-    }
-    let proto = model
-        .graph
-        .take()
-        .with_context(|| format!("{name}: the file has no graph"))?;
-    let graph = Graph::from_proto(proto).with_context(|| name.to_string())?;
-    let hints = Hints {
-        loss: arguments.loss.clone(),
-        gradients: arguments.gradients.iter().cloned().collect(),
+    let mut loaded = Loaded::read(&arguments.graph)?;
+    check_opset(&loaded.shell).with_context(|| loaded.name.clone())?;
+    let graph = &loaded.graph;
+    let shapes = infer(graph, &loaded.context());
+    let partition = Partition::new(graph, &loaded.roles);
+    let sites = sites(graph, &loaded.roles, &partition);
+    let parameter = |site: &velora_graph::analysis::sites::Site| {
+        let value = graph.value(site.parameter);
+        value.name.as_str()
     };
-    let roles = roles(&graph, &hints).with_context(|| name.to_string())?;
-    let partition = Partition::new(&graph, &roles);
-    let found = sites(&graph, &roles, &partition);
-    let options = Options {
-        groups: arguments.groups,
-        init: match arguments.init {
+    let plan = match &arguments.selection.plan {
+        Some(path) => {
+            let plan = Plan::read(path)?;
+            plan.check_layers(sites.sites.iter().map(parameter))?;
+            Some(plan)
+        }
+        None => None,
+    };
+    let settings = Settings::new(&arguments.method, &arguments.selection, plan);
+    let layers = sites
+        .sites
+        .iter()
+        .map(|site| settings.layer(parameter(site)));
+    let options = options(settings.defaults(), layers)?;
+    let decisions = compress::decide(graph, &sites, &options);
+    let found = Analyses {
+        graph,
+        shapes: &shapes,
+        partition: &partition,
+        sites: &sites,
+        decisions: &decisions,
+        settings: &settings,
+    };
+    let report = report(&loaded.name, &loaded.sizes, &found);
+    let rewritten = decisions
+        .iter()
+        .map(|d| (parameter(&d.site), d.groups.is_some()));
+    let emitted = settings.plan(rewritten);
+    loaded.shell.graph = Some(compress::rewrite(graph, &decisions, &options));
+
+    let model = &arguments.graph.model;
+    let source = (!is_stream(model)).then_some(model.as_path());
+    let out = &arguments.output;
+    write_model(&mut loaded.shell, source, out, arguments.external_data)?;
+    if arguments.graph.verbose {
+        eprintln!("velora-opt: wrote {}", out.display());
+    }
+    if let Some(path) = &arguments.selection.emit_plan {
+        write_text(path, &emitted.to_text()?)?;
+    }
+    let taken = [Some(out), arguments.selection.emit_plan.as_ref()];
+    let taken = taken.into_iter().flatten().find(|path| is_stream(path));
+    deliver(
+        &report,
+        View::Optimized,
+        &arguments.graph,
+        taken.map(|p| p.as_path()),
+    )
+}
+
+/// An option that nothing behind the command line obeys yet.
+fn not_connected(arguments: &OptimizeArguments) -> Option<&'static str> {
+    let selection = &arguments.selection;
+    let given = [
+        (
+            "--sub-token-size",
+            arguments.method.sub_token_size.is_some(),
+        ),
+        ("--scale", arguments.method.scale.is_some_and(|s| s != 1.0)),
+        ("--select", selection.select != Select::Freeable),
+        ("--include", !selection.include.is_empty()),
+        ("--exclude", !selection.exclude.is_empty()),
+        ("--min-bytes", selection.min_bytes > 0),
+        ("--inline", arguments.inline),
+        ("--no-pin", arguments.no_pin),
+        ("--verify-each", arguments.verify_each),
+        ("--print-after", arguments.print_after.is_some()),
+        ("--time-passes", arguments.time_passes),
+    ];
+    given
+        .into_iter()
+        .find(|(_, given)| *given)
+        .map(|(option, _)| option)
+}
+
+/// The settings of the rewrite, which knows one for all layers so far.
+fn options(
+    defaults: &LayerSettings,
+    mut layers: impl Iterator<Item = LayerSettings>,
+) -> Result<Options> {
+    let uniform = layers.all(|layer| layer == *defaults) && defaults.choice == Choice::Selection;
+    let (Grouping::Groups(groups), true) = (defaults.grouping, uniform && defaults.scale == 1.0)
+    else {
+        bail!("settings by layer, sub_token_size and scale are not available yet");
+    };
+    Ok(Options {
+        groups,
+        init: match defaults.init {
             Init::BatchAverage => compress::Init::BatchAverage,
             Init::Random => compress::Init::Random,
             Init::None => compress::Init::None,
         },
-        seed: arguments.seed,
-    };
-    let decisions = compress::decide(&graph, &found, &options);
-    model.graph = Some(compress::rewrite(&graph, &decisions, &options));
-    write(&model, &arguments.output)?;
-    if !arguments.quiet {
-        print!("{}", table(&graph, &decisions));
+        seed: defaults.seed,
+    })
+}
+
+fn check_opset(model: &ModelProto) -> Result<()> {
+    let standard = (model.opset_import.iter()).find(|o| matches!(o.domain(), "" | "ai.onnx"));
+    let version = standard.map(|o| o.version());
+    if version.is_some_and(|version| version >= OLDEST_OPSET) {
+        return Ok(());
     }
-    Ok(())
-}
-
-fn standard_opset(model: &ModelProto) -> Option<i64> {
-    let standard = model
-        .opset_import
-        .iter()
-        .find(|o| matches!(o.domain(), "" | "ai.onnx"));
-    standard.map(|o| o.version())
-}
-
-fn same_folder(arguments: &Arguments) -> bool {
-    let folder = |path: &std::path::Path| {
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-        parent
-            .unwrap_or(std::path::Path::new("."))
-            .canonicalize()
-            .ok()
-    };
-    folder(&arguments.model) == folder(&arguments.output)
-}
-
-fn has_external_data(model: &ModelProto) -> bool {
-    let tensors = model.graph.iter().flat_map(|g| &g.initializer);
-    tensors.into_iter().any(|t| !t.external_data.is_empty())
-}
-
-/// One line a layer, and a sum.
-fn table(graph: &Graph, decisions: &[Decision]) -> String {
-    let row = |d: &Decision| {
-        let name = |value| graph.value(value).name.clone();
-        let shape = format!("{}x{}", d.site.features, d.site.outputs);
-        [
-            name(d.site.parameter),
-            shape,
-            name(d.site.activation),
-            d.reason.to_owned(),
-            d.message.clone(),
-        ]
-    };
-    let mut rows = vec![["parameter", "D x O", "saved input", "decision", ""].map(str::to_owned)];
-    rows.extend(decisions.iter().map(row));
-    let width = |column: usize| {
-        rows.iter()
-            .map(|r| r[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..4).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            line += &format!("{cell:width$}  ");
-        }
-        line += &row[4];
-        text += line.trim_end();
-        text.push('\n');
-    }
-    let rewritten = decisions.iter().filter(|d| d.groups.is_some()).count();
-    match rewritten {
-        0 => text += "no linear layer's saved input can be freed: the graph is written unchanged\n",
-        _ => {
-            text += &format!(
-                "{rewritten} of {} weight gradients rewritten\n",
-                decisions.len()
-            )
-        }
-    }
-    text
+    bail!(
+        "expected the standard operator set at version {OLDEST_OPSET} or newer, found {}; export \
+         the model again with a newer opset",
+        version.map_or("none".to_owned(), |v| v.to_string())
+    )
 }

@@ -34,7 +34,9 @@ pub enum UnknownFields {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    ///
+    /// The system's message is the error's source, not part of its own message.
+    #[error("cannot {action} {}", path.display())]
     Io {
         /// What was tried, as a verb.
         action: &'static str,
@@ -48,6 +50,14 @@ pub enum FileError {
     NotAFile {
         /// The path.
         path: PathBuf,
+    },
+    /// No folder to write into.
+    #[error("cannot write {}: there is no folder {}; make it first", path.display(), folder.display())]
+    NoFolder {
+        /// The target.
+        path: PathBuf,
+        /// The missing folder.
+        folder: PathBuf,
     },
     /// Nothing in it that makes a model.
     #[error("{}: {found}, expected a graph, a function or an ir_version; is this an ONNX model?", file.display())]
@@ -69,8 +79,8 @@ pub enum FileError {
         /// What was found and what was expected.
         problem: String,
     },
-    /// The bytes were well-formed, but prost could not decode them.
-    #[error("{}: {source}; is this an ONNX model, and complete?", file.display())]
+    /// The bytes were well-formed, but prost could not decode them; its message is the source.
+    #[error("{}: cannot decode it; is this an ONNX model, and complete?", file.display())]
     Decode {
         /// The file.
         file: PathBuf,
@@ -179,7 +189,8 @@ pub fn decode(bytes: Bytes, unknown: UnknownFields) -> Result<ModelProto, FileEr
     decode_named(bytes, Path::new("<memory>"), unknown)
 }
 
-fn decode_named(
+/// Decodes a model; its payloads are slices of `bytes`, and errors name it `file`.
+pub fn decode_named(
     bytes: Bytes,
     file: &Path,
     unknown: UnknownFields,

@@ -25,11 +25,6 @@ pub const MAX_BYTES: u64 = i32::MAX as u64;
 ///
 /// An existing file is replaced; whoever has it mapped keeps the old content.
 pub fn write(model: &ModelProto, path: &Path) -> Result<(), FileError> {
-    let io_error = |source| FileError::Io {
-        action: "write",
-        path: path.to_path_buf(),
-        source,
-    };
     let bytes = model.encoded_len() as u64;
     if bytes > MAX_BYTES {
         return Err(FileError::TooLarge {
@@ -37,6 +32,25 @@ pub fn write(model: &ModelProto, path: &Path) -> Result<(), FileError> {
             bytes,
         });
     }
+    replace(path, |file| {
+        let mut writer = BufWriter::new(file);
+        write_to(model, &mut writer).and_then(|()| writer.flush())
+    })
+}
+
+/// Writes a file, which appears complete, or not at all: `content` goes to a temporary file in the
+/// same folder, which is synced and renamed.
+///
+/// An existing file is replaced, and a symbolic link is replaced rather than followed.
+pub fn replace(
+    path: &Path,
+    content: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), FileError> {
+    let io_error = |source| FileError::Io {
+        action: "write",
+        path: path.to_path_buf(),
+        source,
+    };
     // Renaming onto a device or a pipe would replace it.
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         return Err(FileError::NotAFile {
@@ -47,6 +61,12 @@ pub fn write(model: &ModelProto, path: &Path) -> Result<(), FileError> {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
+    if !folder.is_dir() {
+        return Err(FileError::NoFolder {
+            path: path.to_path_buf(),
+            folder: folder.to_path_buf(),
+        });
+    }
     let mut builder = tempfile::Builder::new();
     builder.prefix(".velora-").suffix(".tmp");
     #[cfg(unix)]
@@ -56,17 +76,23 @@ pub fn write(model: &ModelProto, path: &Path) -> Result<(), FileError> {
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
     // Removes itself when dropped on an error below.
-    let file = builder.tempfile_in(folder).map_err(io_error)?;
-    let mut writer = BufWriter::new(file.as_file());
-    write_to(model, &mut writer)
-        .and_then(|()| writer.flush())
-        .map_err(io_error)?;
-    drop(writer);
+    let made = builder.tempfile_in(folder);
+    let mut file = made.map_err(|error| io_error(without_temporary_name(error)))?;
+    content(file.as_file_mut()).map_err(io_error)?;
     file.as_file().sync_all().map_err(io_error)?;
     file.persist(path).map_err(|error| io_error(error.error))?;
     // The file is in place; a file system that cannot sync folders does not make it less so.
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
     Ok(())
+}
+
+/// The system's message without the temporary file's name, which says nothing and is never the same.
+/// The crate keeps the system's error to itself, so that only the text can be taken apart.
+fn without_temporary_name(error: io::Error) -> io::Error {
+    match error.to_string().split_once(" at path ") {
+        Some((system, _)) => io::Error::new(error.kind(), system),
+        None => error,
+    }
 }
 
 /// Writes the bytes of a model.

@@ -80,10 +80,9 @@ const ELEMENT_TYPES: [(&str, i32); 26] = [
     ("int2", 26),
 ];
 
-/// The name of an element type in the text, by its number in `TensorProto.DataType`.
-pub(crate) fn element_type_name(number: i32) -> Option<&'static str> {
-    let known = ELEMENT_TYPES.iter().find(|(_, n)| *n == number);
-    known.map(|(name, _)| *name)
+/// The name that the textual syntax has for an element type (`TensorProto.DataType`).
+pub fn element_type_name(number: i32) -> Option<&'static str> {
+    name_of(&ELEMENT_TYPES, number)
 }
 
 /// The names of attribute types, with their numbers.

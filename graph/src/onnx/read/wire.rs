@@ -227,6 +227,12 @@ impl<'a> Walk<'a> {
             };
             let field = msg.field(number);
             if field.is_none() && self.unknown == UnknownFields::Refuse {
+                // Writers put the oldest fields first: newer ones stand behind those, not alone.
+                if at == 0 {
+                    let problem =
+                        format!("the file begins with field {number}, which no model has");
+                    return Err(self.malformed(problem));
+                }
                 let place = self.place();
                 let space = if place.is_empty() { "" } else { " " };
                 let place = format!("{place}{space}field {number}");

@@ -1,0 +1,244 @@
+//! What becomes of external data when a model is written somewhere.
+
+use super::folder_of;
+use crate::cli::{ExternalData, is_stream};
+use anyhow::{Context, Result, bail};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use velora_graph::onnx::read::{Source, check_external_data};
+use velora_graph::onnx::schema::tensor_proto::DataLocation;
+use velora_graph::onnx::schema::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use velora_graph::onnx::write::replace;
+
+/// Makes the external data of `model`, read from `source`, available to a model at `out`.
+pub fn place(
+    model: &mut ModelProto,
+    source: Option<&Path>,
+    out: &Path,
+    mode: ExternalData,
+) -> Result<()> {
+    let mut locations = BTreeSet::new();
+    let mut example = String::new();
+    visit(model, &mut |tensor| {
+        if is_external(tensor) {
+            example = tensor.name().to_owned();
+            locations.insert(lexical(tensor));
+        }
+        Ok(())
+    })?;
+    if locations.is_empty() {
+        return Ok(());
+    }
+    let Some(source) = source else {
+        bail!(
+            "the model on standard input has external data (tensor '{example}'), which is found \
+             from the model's folder; give the path of the model's file"
+        );
+    };
+    let folder = folder_of(source);
+    check_external_data(model, folder)?;
+    if mode == ExternalData::Inline {
+        return inline(model, folder);
+    }
+    if is_stream(out) {
+        bail!(
+            "the weights are in other files, found from the model's folder (tensor '{example}'), and \
+             standard output has none; use --external-data inline"
+        );
+    }
+    let target = folder_of(out);
+    let real = |folder: &Path| {
+        let found = folder.canonicalize();
+        found.with_context(|| format!("cannot find the folder {}", folder.display()))
+    };
+    let (from, to) = (real(folder)?, real(target)?);
+    if from != to && mode == ExternalData::Keep {
+        bail!(
+            "the weights are in other files, found from the model's folder {} (tensor '{example}'), \
+             and {} is in another; use --external-data copy or inline, or write into that folder",
+            folder.display(),
+            out.display()
+        );
+    }
+    if let Some(data) = out
+        .file_name()
+        .and_then(|name| locations.get(Path::new(name)))
+    {
+        bail!(
+            "writing {} would replace the data file {} that the model needs; choose another name",
+            out.display(),
+            folder.join(data).display()
+        );
+    }
+    if from != to {
+        for location in &locations {
+            copy(folder, target, location)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a tensor's data is, below the model's folder, without `.` components;
+/// [`check_external_data`] refuses all others but names.
+fn lexical(tensor: &TensorProto) -> PathBuf {
+    let location = Path::new(entry(tensor, "location").unwrap_or_default());
+    let names = location.components();
+    names
+        .filter(|c| matches!(c, Component::Normal(_)))
+        .collect()
+}
+
+fn is_external(tensor: &TensorProto) -> bool {
+    tensor.data_location == Some(DataLocation::External as i32)
+}
+
+fn entry<'a>(tensor: &'a TensorProto, key: &str) -> Option<&'a str> {
+    let found = tensor.external_data.iter().find(|e| e.key() == key);
+    found.map(|e| e.value())
+}
+
+/// Copies one data file; folders on the way are made, links on the way refused.
+fn copy(folder: &Path, target: &Path, location: &Path) -> Result<()> {
+    let from = folder.join(location);
+    let mut to = target.to_path_buf();
+    for component in location.parent().into_iter().flat_map(Path::components) {
+        to.push(component);
+        match fs::symlink_metadata(&to) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => bail!(
+                "cannot copy {} to {}: {} is not a folder (a link is not followed)",
+                from.display(),
+                target.join(location).display(),
+                to.display()
+            ),
+            Err(_) => {
+                fs::create_dir(&to).with_context(|| format!("cannot make {}", to.display()))?;
+            }
+        }
+    }
+    to = target.join(location);
+    let mut data =
+        open_checked(&from).with_context(|| format!("cannot open {}", from.display()))?;
+    replace(&to, |file| io::copy(&mut data, file).map(drop))
+        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+/// Opens a file that was checked to be no link, and makes sure that it still is the one checked.
+fn open_checked(path: &Path) -> io::Result<File> {
+    let checked = fs::symlink_metadata(path)?;
+    let file = File::open(path)?;
+    if !checked.is_file() || !is_same(&checked, &file.metadata()?) {
+        return Err(io::Error::other("it is not the file that was checked"));
+    }
+    Ok(file)
+}
+
+/// Whether both are one file; where files have no identity, nothing can be told.
+fn is_same(a: &Metadata, b: &Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (a.dev(), a.ino()) == (b.dev(), b.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        a.len() == b.len()
+    }
+}
+
+/// Puts the payloads into the model, as slices of the mapped data files.
+fn inline(model: &mut ModelProto, folder: &Path) -> Result<()> {
+    let mut sources: BTreeMap<PathBuf, Source> = BTreeMap::new();
+    visit(model, &mut |tensor| {
+        if !is_external(tensor) {
+            return Ok(());
+        }
+        let location = lexical(tensor);
+        let path = folder.join(&location);
+        let bytes = match sources.get(&location) {
+            Some(source) => source.bytes().clone(),
+            None => {
+                let source = Source::open(&path)?;
+                let bytes = source.bytes().clone();
+                sources.insert(location, source);
+                bytes
+            }
+        };
+        let number = |key: &str| entry(tensor, key).map(str::parse::<usize>).transpose();
+        let range = match (number("offset"), number("length")) {
+            (Ok(offset), Ok(length)) => {
+                let offset = offset.unwrap_or(0);
+                let end = length.map_or(Some(bytes.len()), |length| offset.checked_add(length));
+                end.filter(|&end| offset <= end && end <= bytes.len())
+                    .map(|end| offset..end)
+            }
+            _ => None,
+        };
+        let Some(range) = range else {
+            bail!(
+                "external data of tensor '{}' lies outside {}; is the data file complete?",
+                tensor.name(),
+                path.display()
+            );
+        };
+        tensor.raw_data = Some(bytes.slice(range));
+        tensor.external_data.clear();
+        tensor.data_location = None;
+        Ok(())
+    })
+}
+
+type Visitor<'a> = &'a mut dyn FnMut(&mut TensorProto) -> Result<()>;
+
+/// Every tensor of a model, wherever it is. Nesting is bounded by the reader.
+fn visit(model: &mut ModelProto, each: Visitor<'_>) -> Result<()> {
+    for training in &mut model.training_info {
+        let graphs = training.initialization.iter_mut();
+        for graph in graphs.chain(&mut training.algorithm) {
+            visit_graph(graph, each)?;
+        }
+    }
+    for function in &mut model.functions {
+        visit_attributes(&mut function.attribute_proto, each)?;
+        visit_nodes(&mut function.node, each)?;
+    }
+    model
+        .graph
+        .iter_mut()
+        .try_for_each(|graph| visit_graph(graph, each))
+}
+
+fn visit_graph(graph: &mut GraphProto, each: Visitor<'_>) -> Result<()> {
+    graph.initializer.iter_mut().try_for_each(&mut *each)?;
+    for sparse in &mut graph.sparse_initializer {
+        let parts = sparse.values.iter_mut().chain(&mut sparse.indices);
+        parts.into_iter().try_for_each(&mut *each)?;
+    }
+    visit_nodes(&mut graph.node, each)
+}
+
+fn visit_nodes(nodes: &mut [NodeProto], each: Visitor<'_>) -> Result<()> {
+    let mut nodes = nodes.iter_mut();
+    nodes.try_for_each(|node| visit_attributes(&mut node.attribute, each))
+}
+
+fn visit_attributes(attributes: &mut [AttributeProto], each: Visitor<'_>) -> Result<()> {
+    for attribute in attributes {
+        let tensors = attribute.t.iter_mut().chain(&mut attribute.tensors);
+        tensors.into_iter().try_for_each(&mut *each)?;
+        let sparse = attribute.sparse_tensor.iter_mut();
+        for sparse in sparse.chain(&mut attribute.sparse_tensors) {
+            let parts = sparse.values.iter_mut().chain(&mut sparse.indices);
+            parts.into_iter().try_for_each(&mut *each)?;
+        }
+        for graph in attribute.g.iter_mut() {
+            visit_graph(graph, each)?;
+        }
+        for graph in &mut attribute.graphs {
+            visit_graph(graph, each)?;
+        }
+    }
+    Ok(())
+}

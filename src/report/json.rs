@@ -1,0 +1,160 @@
+//! The JSON of schema `velora-report/1`: every key of it, in its order.
+//!
+//! An amount is a number, or null with a `<key>_symbolic` string behind it while a dimension is open.
+//! A size in a shape is a number or an expression; a shape of unknown rank is null.
+
+use super::{Amount, Layer, Report, SCHEMA, Saved, Totals};
+use anyhow::{Context, Result};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use velora_graph::dim::Dim;
+
+/// The report as JSON, one trailing line end.
+///
+/// # Errors
+/// Where the encoder fails, which no report makes it do.
+pub fn json(report: &Report) -> Result<String> {
+    let mut text =
+        serde_json::to_string_pretty(report).context("cannot write the report as JSON")?;
+    text.push('\n');
+    Ok(text)
+}
+
+fn amount<M: SerializeMap>(map: &mut M, key: &str, amount: &Amount) -> Result<(), M::Error> {
+    map.serialize_entry(key, &amount.exact())?;
+    match amount.symbolic() {
+        Some(expression) => map.serialize_entry(&format!("{key}_symbolic"), &expression),
+        None => Ok(()),
+    }
+}
+
+/// One axis.
+struct Size<'a>(&'a Dim);
+
+impl Serialize for Size<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_const() {
+            Some(number) => to.serialize_i64(number),
+            None => to.collect_str(self.0),
+        }
+    }
+}
+
+fn sizes(shape: Option<&[Dim]>) -> Option<Vec<Size<'_>>> {
+    shape.map(|dims| dims.iter().map(Size).collect())
+}
+
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Report {
+            tool_version,
+            model,
+            dims,
+            groups_default,
+            totals,
+            layers,
+            saved: _,
+        } = self;
+        let mut map = to.serialize_map(None)?;
+        map.serialize_entry("schema", SCHEMA)?;
+        map.serialize_entry("tool_version", tool_version)?;
+        map.serialize_entry("model", model)?;
+        map.serialize_entry("dims", dims)?;
+        map.serialize_entry("groups_default", groups_default)?;
+        map.serialize_entry("totals", totals)?;
+        map.serialize_entry("layers", layers)?;
+        map.serialize_entry("saved", &self.biggest_first())?;
+        map.end()
+    }
+}
+
+impl Serialize for Totals {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Totals {
+            saved_bytes_before,
+            saved_bytes_after,
+            peak_bytes_before,
+            peak_bytes_after,
+            weight_grad_flops_before,
+            weight_grad_flops_after,
+            sites,
+            sites_rewritten,
+        } = self;
+        let mut map = to.serialize_map(None)?;
+        amount(&mut map, "saved_bytes_before", saved_bytes_before)?;
+        amount(&mut map, "saved_bytes_after", saved_bytes_after)?;
+        amount(&mut map, "peak_bytes_before", peak_bytes_before)?;
+        amount(&mut map, "peak_bytes_after", peak_bytes_after)?;
+        amount(
+            &mut map,
+            "weight_grad_flops_before",
+            weight_grad_flops_before,
+        )?;
+        amount(&mut map, "weight_grad_flops_after", weight_grad_flops_after)?;
+        map.serialize_entry("sites", sites)?;
+        map.serialize_entry("sites_rewritten", sites_rewritten)?;
+        map.end()
+    }
+}
+
+impl Serialize for Layer {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Layer {
+            param,
+            kind,
+            node,
+            activation,
+            shape,
+            dtype,
+            features_outputs: _,
+            decision,
+            reason,
+            message,
+            groups,
+            sub_token_size,
+            init,
+            saved_bytes_before,
+            saved_bytes_after,
+            freed_bytes,
+            kept_alive_by,
+        } = self;
+        let mut map = to.serialize_map(None)?;
+        map.serialize_entry("param", param)?;
+        map.serialize_entry("kind", kind.word())?;
+        map.serialize_entry("node", node)?;
+        map.serialize_entry("activation", activation)?;
+        map.serialize_entry("shape", &sizes(shape.as_deref()))?;
+        map.serialize_entry("dtype", dtype)?;
+        map.serialize_entry("decision", decision.word())?;
+        map.serialize_entry("reason", reason)?;
+        map.serialize_entry("message", message)?;
+        map.serialize_entry("groups", groups)?;
+        map.serialize_entry("sub_token_size", sub_token_size)?;
+        map.serialize_entry("init", init)?;
+        amount(&mut map, "saved_bytes_before", saved_bytes_before)?;
+        amount(&mut map, "saved_bytes_after", saved_bytes_after)?;
+        amount(&mut map, "freed_bytes", freed_bytes)?;
+        map.serialize_entry("kept_alive_by", kept_alive_by)?;
+        map.end()
+    }
+}
+
+impl Serialize for Saved {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Saved {
+            tensor,
+            shape,
+            dtype,
+            bytes,
+            readers,
+            rewritable,
+        } = self;
+        let mut map = to.serialize_map(None)?;
+        map.serialize_entry("tensor", tensor)?;
+        map.serialize_entry("shape", &sizes(shape.as_deref()))?;
+        map.serialize_entry("dtype", dtype)?;
+        amount(&mut map, "bytes", bytes)?;
+        map.serialize_entry("readers", readers)?;
+        map.serialize_entry("rewritable", rewritable)?;
+        map.end()
+    }
+}

@@ -1,0 +1,266 @@
+//! What a command found out, as data (schema `velora-report/1`), and its renderers.
+//!
+//! A [`Report`] is filled from the analyses by [`build`]; the renderers read nothing else.
+
+mod amount;
+pub mod build;
+mod html;
+mod json;
+mod table;
+mod units;
+
+pub use amount::Amount;
+pub use html::html;
+pub use json::json;
+pub use table::{Style, inspected, optimized};
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+use units::Unit;
+use velora_graph::dim::Dim;
+
+/// The name of the JSON schema.
+pub const SCHEMA: &str = "velora-report/1";
+
+/// A whole report.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The tool's version.
+    pub tool_version: String,
+    /// The model as the user named it.
+    pub model: String,
+    /// Sizes given with `--dim`.
+    pub dims: BTreeMap<String, i64>,
+    /// G of layers without a setting of their own; `None` where a sub-token size was given instead.
+    pub groups_default: Option<i64>,
+    /// Sums.
+    pub totals: Totals,
+    /// One entry for each site (parameter and contraction), in the graph's order.
+    pub layers: Vec<Layer>,
+    /// One entry for each saved tensor (views counted once). Renderers list the biggest first.
+    pub saved: Vec<Saved>,
+}
+
+/// Sums over the graph. Bytes of a tensor that several layers share count once.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// Bytes of all saved tensors.
+    pub saved_bytes_before: Amount,
+    /// The same after the rewrite, compressed tensors and computed directions included.
+    pub saved_bytes_after: Amount,
+    /// The most bytes of activations alive at once, over the schedule.
+    pub peak_bytes_before: Amount,
+    /// The same after the rewrite.
+    pub peak_bytes_after: Amount,
+    /// Floating-point operations of all weight-gradient contractions (2NDO each).
+    pub weight_grad_flops_before: Amount,
+    /// The same after the rewrite (2NGO each).
+    pub weight_grad_flops_after: Amount,
+    /// How many sites there are.
+    pub sites: usize,
+    /// How many of them were (or, for `inspect`, would be) rewritten.
+    pub sites_rewritten: usize,
+}
+
+/// What a layer computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A matrix product with a two-dimensional weight.
+    Linear,
+    /// A convolution.
+    #[expect(dead_code, reason = "part of the schema; no analysis finds these yet")]
+    Conv,
+    /// A product with a scale for each feature.
+    #[expect(dead_code, reason = "part of the schema; no analysis finds these yet")]
+    Scale,
+    /// A recurrent layer.
+    #[expect(dead_code, reason = "part of the schema; no analysis finds these yet")]
+    Recurrent,
+}
+
+impl Kind {
+    /// The word of the schema.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Linear => "linear",
+            Kind::Conv => "conv",
+            Kind::Scale => "scale",
+            Kind::Recurrent => "recurrent",
+        }
+    }
+}
+
+/// Whether a layer was rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It was, or for `inspect` would be.
+    Rewritten,
+    /// It was not.
+    Skipped,
+}
+
+impl Decision {
+    /// The word of the schema.
+    pub fn word(self) -> &'static str {
+        match self {
+            Decision::Rewritten => "rewritten",
+            Decision::Skipped => "skipped",
+        }
+    }
+}
+
+/// One layer.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// The parameter's name.
+    pub param: String,
+    /// What it computes.
+    pub kind: Kind,
+    /// The label of the weight-gradient contraction.
+    pub node: String,
+    /// The name of the saved tensor that the contraction reads.
+    pub activation: String,
+    /// The shape of `activation`, `None` where its rank is unknown.
+    pub shape: Option<Vec<Dim>>,
+    /// The element type of `activation`, as ONNX text calls it.
+    pub dtype: Option<String>,
+    /// D and O. Not part of the JSON.
+    pub features_outputs: Option<(i64, i64)>,
+    /// Whether it was rewritten.
+    pub decision: Decision,
+    /// A stable code for why.
+    pub reason: String,
+    /// The same as a sentence.
+    pub message: String,
+    /// G, where it was rewritten.
+    pub groups: Option<i64>,
+    /// M, where it was rewritten.
+    pub sub_token_size: Option<i64>,
+    /// The kind of direction, where it was rewritten.
+    pub init: Option<String>,
+    /// Bytes of `activation`; shared ones are repeated by every layer.
+    pub saved_bytes_before: Amount,
+    /// Bytes saved in place of `activation`.
+    pub saved_bytes_after: Amount,
+    /// The difference, 0 while the tensor is kept alive.
+    pub freed_bytes: Amount,
+    /// The readers that keep `activation` alive.
+    pub kept_alive_by: Vec<KeptAlive>,
+}
+
+/// A reader that keeps a tensor alive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeptAlive {
+    /// The node's label; empty for the graph's outputs.
+    pub node: String,
+    /// The node's operator; empty for the graph's outputs.
+    pub op: String,
+    /// Why it needs the tensor.
+    pub why: String,
+}
+
+/// A saved tensor.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    /// Its name.
+    pub tensor: String,
+    /// Its shape, `None` where the rank is unknown.
+    pub shape: Option<Vec<Dim>>,
+    /// The element type, as ONNX text calls it.
+    pub dtype: Option<String>,
+    /// The bytes of its buffer.
+    pub bytes: Amount,
+    /// Its readers in backward.
+    pub readers: Vec<Reader>,
+    /// Whether all of them can be rewritten.
+    pub rewritable: bool,
+}
+
+/// A node that reads a saved tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reader {
+    /// The node's label.
+    pub node: String,
+    /// The node's operator.
+    pub op: String,
+}
+
+/// What a report tells: what a rewrite did, or what one could do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// Of the default verb.
+    Optimized,
+    /// Of `inspect`.
+    Inspected,
+}
+
+impl View {
+    fn before_after(self) -> (&'static str, &'static str) {
+        match self {
+            View::Optimized => ("before", "after"),
+            View::Inspected => ("now", "if rewritten"),
+        }
+    }
+
+    fn freed(self) -> &'static str {
+        match self {
+            View::Optimized => "freed",
+            View::Inspected => "could free",
+        }
+    }
+}
+
+impl Totals {
+    /// What is compared, before and after; without what is not known.
+    fn rows(&self) -> Vec<(&'static str, Unit, &Amount, &Amount)> {
+        let mut rows = vec![
+            (
+                "saved for backward",
+                Unit::Bytes,
+                &self.saved_bytes_before,
+                &self.saved_bytes_after,
+            ),
+            (
+                "peak",
+                Unit::Bytes,
+                &self.peak_bytes_before,
+                &self.peak_bytes_after,
+            ),
+            (
+                "weight-gradient operations",
+                Unit::Flops,
+                &self.weight_grad_flops_before,
+                &self.weight_grad_flops_after,
+            ),
+        ];
+        let unknown = Amount::default();
+        rows.retain(|(_, _, before, after)| **before != unknown || **after != unknown);
+        rows
+    }
+}
+
+impl Report {
+    /// The saved tensors, biggest first. Open dimensions count as [`amount::NOMINAL`] for this;
+    /// tensors of unknown size come last, and ties keep their order.
+    fn biggest_first(&self) -> Vec<&Saved> {
+        let mut saved: Vec<&Saved> = self.saved.iter().collect();
+        saved.sort_by_key(|s| std::cmp::Reverse(s.bytes.nominal()));
+        saved
+    }
+
+    /// Whether some saved tensor's size is symbolic, so that orders and bars use nominal sizes.
+    fn has_open_sizes(&self) -> bool {
+        self.saved.iter().any(|s| s.bytes.symbolic().is_some())
+    }
+
+    /// Every code of a skipped layer with the message of its first layer and their number, by code.
+    fn skip_reasons(&self) -> BTreeMap<&str, (&str, usize)> {
+        let mut reasons = BTreeMap::new();
+        let skipped = |l: &&Layer| l.decision == Decision::Skipped;
+        for layer in self.layers.iter().filter(skipped) {
+            let entry = reasons.entry(layer.reason.as_str());
+            entry.or_insert((layer.message.as_str(), 0)).1 += 1;
+        }
+        reasons
+    }
+}
