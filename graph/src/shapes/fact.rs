@@ -89,16 +89,16 @@ fn elements(tensor: &TensorProto) -> Option<Vec<Dim>> {
         let fits = value.fract() == 0.0 && value.abs() < 9_007_199_254_740_992.0;
         fits.then(|| Dim::from(value as i64))
     };
+    // Exporters write the least integer for "down to the start" in a reversing Slice; dimensions do
+    // not hold it, and its neighbour means the same.
+    let long = |value: i64| Dim::from(value.max(-i64::MAX));
     let raw = tensor.raw_data.as_deref();
     let found: Vec<Dim> = match (DataType(tensor.data_type?), raw) {
         (DataType::INT64, Some(raw)) => {
             let words = raw.as_chunks::<8>().0;
-            words
-                .iter()
-                .map(|w| Dim::from(i64::from_le_bytes(*w)))
-                .collect()
+            words.iter().map(|w| long(i64::from_le_bytes(*w))).collect()
         }
-        (DataType::INT64, None) => tensor.int64_data.iter().map(|&v| Dim::from(v)).collect(),
+        (DataType::INT64, None) => tensor.int64_data.iter().map(|&v| long(v)).collect(),
         (DataType::INT32, Some(raw)) => {
             let words = raw.as_chunks::<4>().0;
             let value = |w: &[u8; 4]| Dim::from(i64::from(i32::from_le_bytes(*w)));

@@ -76,7 +76,7 @@ impl Shapes {
 
     /// The elements of a small tensor that shapes are computed with, in row-major order; an element
     /// that nothing tells is [undefined](Dim::is_undefined). Unlike sizes, elements may be 0 or
-    /// negative.
+    /// negative. The least integer of a constant is given as its neighbour, which dimensions hold.
     pub fn contents(&self, value: ValueId) -> Option<&[Dim]> {
         self.contents[value.index()].as_deref()
     }

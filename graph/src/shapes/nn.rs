@@ -286,3 +286,105 @@ pub(super) fn quantize(call: &mut Call<'_>) -> Outcome {
     call.give(0, data_type, call.shape_owned(0));
     Ok(())
 }
+
+/// Attention of the standard operators: Q, K, V, mask, past K, past V → Y, present K, present V,
+/// scores. Heads are an axis of their own in rank 4 and part of the last axis in rank 3.
+pub(super) fn attention(call: &mut Call<'_>) -> Outcome {
+    let size = |slot: usize, axis: usize| {
+        let size = call.shape(slot).and_then(|s| s.get(axis));
+        size.cloned().unwrap_or_else(unknown)
+    };
+    let heads = |name: &str| {
+        let heads = call.node.attribute(name).and_then(|a| a.i);
+        heads.map_or_else(unknown, Dim::from)
+    };
+    // [batch, heads, tokens, features of a head] of an input.
+    let split = |slot: usize, name: &str| match call.rank(slot) {
+        Some(4) => Some([0, 1, 2, 3].map(|axis| size(slot, axis))),
+        Some(3) => {
+            let heads = heads(name);
+            let each = size(slot, 2).div_floor(&heads);
+            Some([size(slot, 0), heads, size(slot, 1), each])
+        }
+        _ => None,
+    };
+    let parts = (
+        split(0, "q_num_heads"),
+        split(1, "kv_num_heads"),
+        split(2, "kv_num_heads"),
+    );
+    let (Some(q), Some(k), Some(v)) = parts else {
+        call.give(0, call.dtype(0), None);
+        return Ok(());
+    };
+    let with_past = |slot: usize, tokens: &Dim| match call.has(slot) {
+        true => size(slot, 2) + tokens,
+        false => tokens.clone(),
+    };
+    let (keys, values) = (with_past(4, &k[2]), with_past(5, &v[2]));
+    let [batch, heads, tokens, _] = &q;
+    let y = match call.rank(0) {
+        Some(4) => vec![batch.clone(), heads.clone(), tokens.clone(), v[3].clone()],
+        _ => vec![batch.clone(), tokens.clone(), heads * &v[3]],
+    };
+    let scores = vec![batch.clone(), heads.clone(), tokens.clone(), keys.clone()];
+    call.give(0, call.dtype(0), Some(y));
+    let [batch, heads, _, each] = k;
+    call.give(1, call.dtype(1), Some(vec![batch, heads, keys, each]));
+    let [batch, heads, _, each] = v;
+    call.give(2, call.dtype(2), Some(vec![batch, heads, values, each]));
+    call.give(3, call.dtype(0), Some(scores));
+    Ok(())
+}
+
+/// Resize and Upsample: sizes by numbers, or by whole factors; other factors leave sizes open.
+pub(super) fn resize(call: &mut Call<'_>) -> Outcome {
+    let Some(shape) = call.shape(0) else {
+        call.give(0, call.dtype(0), None);
+        return Ok(());
+    };
+    let rank = shape.len();
+    let (scales, sizes) = match (call.node.op(), call.opset) {
+        ("Upsample", _) | (_, ..=10) => (call.contents(1), None),
+        _ => (call.contents(2), call.contents(3)),
+    };
+    let axes = match call.node.ints("axes") {
+        Some(axes) => axes.to_vec(),
+        None => (0..i64::try_from(rank).unwrap_or(0)).collect(),
+    };
+    let mut resized = shape.to_vec();
+    let stretch = call.text("keep_aspect_ratio_policy", "stretch") == "stretch";
+    for (index, axis) in axes.into_iter().enumerate() {
+        let axis = call.axis(axis, rank, 0)?;
+        let at = |list: Option<&[Dim]>| list.and_then(|l| l.get(index)).cloned();
+        resized[axis] = match (at(sizes), at(scales)) {
+            (Some(size), _) if stretch => size,
+            (None, Some(scale)) => &shape[axis] * &scale,
+            _ => unknown(),
+        };
+    }
+    call.give(0, call.dtype(0), Some(resized));
+    Ok(())
+}
+
+/// X [N, C, ...], grid [N, ..., axes] → [N, C, ...] with the grid's sizes.
+pub(super) fn grid_sample(call: &mut Call<'_>) -> Outcome {
+    call.want_rank(0, 3, usize::MAX)?;
+    let shape = match (call.shape(0), call.shape(1)) {
+        (Some(x), Some([_, spatial @ .., _])) => {
+            let sizes = x[..2].iter().chain(spatial);
+            Some(sizes.cloned().collect())
+        }
+        _ => None,
+    };
+    call.give(0, call.dtype(0), shape);
+    Ok(())
+}
+
+/// [..., M, M] → [...]
+pub(super) fn determinant(call: &mut Call<'_>) -> Outcome {
+    call.want_rank(0, 2, usize::MAX)?;
+    let shape = call.shape(0).map(|s| s[..s.len() - 2].to_vec());
+    call.give(0, call.dtype(0), shape);
+    Ok(())
+}

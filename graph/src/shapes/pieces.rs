@@ -248,20 +248,6 @@ pub(super) fn slice(call: &mut Call<'_>) -> Outcome {
     Ok(())
 }
 
-/// A start or end as a position in `0..=size`, or unknown.
-fn position(bound: &Dim, size: &Dim) -> Dim {
-    let zero = Dim::from(0);
-    match bound.as_const() {
-        // "To the end", in the way every exporter writes it.
-        Some(b) if b >= i64::from(i32::MAX) => size.clone(),
-        Some(b) if b <= i64::from(i32::MIN) => zero,
-        Some(b) if b < 0 => (size + bound).maximum(&zero),
-        _ if at_least(bound, 0) => bound.minimum(size),
-        _ if at_least(&-bound, 1) => (size + bound).maximum(&zero),
-        _ => unknown(),
-    }
-}
-
 /// How many elements a cut keeps.
 fn cut_length(size: &Dim, start: &Dim, end: &Dim, step: &Dim) -> Dim {
     let zero = Dim::from(0);
@@ -269,7 +255,23 @@ fn cut_length(size: &Dim, start: &Dim, end: &Dim, step: &Dim) -> Dim {
         return unknown();
     };
     if stride > 0 {
-        let (from, to) = (position(start, size), position(end, size));
+        // Below 0 counts from the end, and beyond an end is clamped to it. Where a difference that
+        // falls below 0 becomes 0 anyway, a start beyond the size and an end before 0 need no clamp.
+        let to = match end.as_const() {
+            // "To the end", in the way every exporter writes it.
+            Some(e) if e >= i64::from(i32::MAX) => size.clone(),
+            _ if at_least(end, 0) => end.minimum(size),
+            _ if at_least(&-end, 1) => size + end,
+            _ => return unknown(),
+        };
+        let from = match start {
+            start if at_least(start, 0) => start.clone(),
+            start if at_least(&-start, 1) && to == *size => {
+                return (-start).minimum(size).div_ceil(step);
+            }
+            start if at_least(&-start, 1) => (size + start).maximum(&zero),
+            _ => return unknown(),
+        };
         return (to - from).div_ceil(step).maximum(&zero);
     }
     // Backwards, with numbers only: the clamping differs (to -1 and size - 1), and no exporter of

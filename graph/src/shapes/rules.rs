@@ -26,6 +26,10 @@ pub(super) fn rule(domain: &str, op: &str) -> Option<Rule> {
     match domain {
         "" => standard(op),
         "com.microsoft" => contrib(op).or_else(|| standard(op)),
+        "ai.onnx.preview.training" => match op {
+            "Adam" | "Adagrad" | "Momentum" => Some(tr::optimiser),
+            _ => None,
+        },
         "ai.velora" => Some(match op {
             "Compress" => velora::compress,
             "MeanDirection" => velora::mean_direction,
@@ -152,6 +156,10 @@ fn standard(op: &str) -> Option<Rule> {
         "GRU" => nn::gru,
         "RNN" => nn::rnn,
         "RotaryEmbedding" => el::unary,
+        "Attention" => nn::attention,
+        "Resize" | "Upsample" => nn::resize,
+        "GridSample" => nn::grid_sample,
+        "Det" => nn::determinant,
         "DequantizeLinear" => nn::dequantize,
         "QuantizeLinear" => nn::quantize,
         // ONNX Runtime registers this gradient in the standard domain.
@@ -163,17 +171,8 @@ fn standard(op: &str) -> Option<Rule> {
 /// Domain `com.microsoft`: inference and training operators of ONNX Runtime.
 fn contrib(op: &str) -> Option<Rule> {
     Some(match op {
-        "Gelu"
-        | "FastGelu"
-        | "QuickGelu"
-        | "BiasGelu"
-        | "BiasFastGelu"
-        | "Scale"
-        | "RotaryEmbedding"
-        | "Inverse"
-        | "BiasSoftmax"
-        | "BiasAdd"
-        | "MixedPrecisionScale" => el::unary,
+        "Gelu" | "FastGelu" | "QuickGelu" | "BiasGelu" | "BiasFastGelu" | "Scale"
+        | "RotaryEmbedding" | "Inverse" | "BiasSoftmax" | "BiasAdd" | "ZeroGradient" => el::unary,
         "ReluGrad"
         | "TanhGrad"
         | "SigmoidGrad"
@@ -188,6 +187,8 @@ fn contrib(op: &str) -> Option<Rule> {
         | "LogSoftmaxGrad_13"
         | "LeakyReluGrad"
         | "EluGrad"
+        | "SinGrad"
+        | "SoftmaxDropoutGrad"
         | "HardSigmoidGrad" => tr::pointwise_grad,
         "FusedMatMul" | "TransposeMatMul" => matmul::fused_matmul,
         "FusedGemm" => matmul::gemm,
@@ -197,16 +198,16 @@ fn contrib(op: &str) -> Option<Rule> {
         "BitmaskDropout" => nn::bitmask_dropout,
         "BiasDropout" => nn::bias_dropout,
         "BitmaskBiasDropout" => nn::bitmask_bias_dropout,
-        "SoftmaxCrossEntropyLossInternal" => nn::cross_entropy,
+        "SoftmaxCrossEntropyLossInternal" | "SparseSoftmaxCrossEntropy" => nn::cross_entropy,
         "ReduceSumTraining" => reduce::reduce,
         "ReduceAllL2" => reduce::reduce_all,
         "ConcatTraining" => pieces::concat_training,
         "SplitTraining" => pieces::split,
         "LSTMTraining" => nn::lstm_training,
         "GRUTraining" => nn::gru_training,
-        "SoftmaxCrossEntropyLossGrad" | "SoftmaxCrossEntropyLossInternalGrad" => {
-            tr::cross_entropy_grad
-        }
+        "SoftmaxCrossEntropyLossGrad"
+        | "SparseSoftmaxCrossEntropyGrad"
+        | "SoftmaxCrossEntropyLossInternalGrad" => tr::cross_entropy_grad,
         "LayerNormalizationGrad" => tr::layer_norm_grad,
         "SimplifiedLayerNormalizationGrad" => tr::layer_norm_grad,
         "InvertibleLayerNormalizationGrad" => tr::invertible_layer_norm_grad,
@@ -220,7 +221,9 @@ fn contrib(op: &str) -> Option<Rule> {
         "InPlaceAccumulatorV2" => tr::accumulate_in_place,
         "InPlaceAccumulator" => el::unary,
         "BroadcastGradientArgs" => tr::broadcast_gradient_args,
-        "Conv" => return None,
+        "ResizeGrad" => tr::resize_grad,
+        "IsAllFinite" => tr::flag,
+        "FusedConv" => pool::conv,
         _ => return None,
     })
 }

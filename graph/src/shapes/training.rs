@@ -152,3 +152,28 @@ pub(super) fn broadcast_gradient_args(call: &mut Call<'_>) -> Outcome {
     }
     Ok(())
 }
+
+/// Optimisers of `ai.onnx.preview.training`: rate and step, then n parameters, n gradients, and one
+/// or two lists of n state tensors; new parameters and states, without the gradients, come out.
+pub(super) fn optimiser(call: &mut Call<'_>) -> Outcome {
+    let lists = if call.node.op() == "Adam" { 3 } else { 2 };
+    let count = call.outputs.len() / lists;
+    for slot in 0..count * lists {
+        // The gradients stand behind the parameters.
+        let gradients = if slot < count { 0 } else { count };
+        call.like(slot, 2 + slot + gradients);
+    }
+    Ok(())
+}
+
+/// Whether all numbers are finite: a flag.
+pub(super) fn flag(call: &mut Call<'_>) -> Outcome {
+    call.give(0, Some(DataType::BOOL), Some(Vec::new()));
+    Ok(())
+}
+
+/// Inputs: dY, X, and how X was resized.
+pub(super) fn resize_grad(call: &mut Call<'_>) -> Outcome {
+    call.give(0, call.dtype(0), call.shape_owned(1));
+    Ok(())
+}

@@ -1,5 +1,6 @@
 //! Element types, and the type of one value.
 
+use super::call::list;
 use super::fact::unknown;
 use crate::dim::Dim;
 use crate::onnx::schema::tensor_shape_proto::{Dimension, dimension};
@@ -122,6 +123,20 @@ impl fmt::Display for DataType {
         match element_type_name(self.0) {
             Some(name) => f.write_str(name),
             None => write!(f, "element type {}", self.0),
+        }
+    }
+}
+
+/// `float[batch, 64]`; `?` stands for an unknown element type, `...` for an unknown rank.
+impl fmt::Display for ValueType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.data_type {
+            Some(data_type) => write!(f, "{data_type}")?,
+            None => f.write_str("?")?,
+        }
+        match &self.shape {
+            Some(shape) => f.write_str(&list(shape)),
+            None => f.write_str("[...]"),
         }
     }
 }
