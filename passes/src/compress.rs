@@ -137,7 +137,7 @@ impl Emit<'_> {
         let origin = producer
             .map(|p| self.graph.node(p).label(self.graph))
             .unwrap_or_default();
-        let metadata = self.metadata(&origin, None, settings, groups);
+        let metadata = self.metadata(&origin, ("tensor", &tensor), settings, groups);
         let attributes = [int("groups", groups)];
         let mut nodes = Vec::new();
         let v = self.fresh(format!("velora.{tensor}.v"));
@@ -201,7 +201,7 @@ impl Emit<'_> {
     ) -> Result<(), ParseError> {
         let parameter = self.name(site.parameter).to_owned();
         let origin = self.graph.node(site.product).label(self.graph);
-        let metadata = self.metadata(&origin, Some(&parameter), settings, form.groups);
+        let metadata = self.metadata(&origin, ("parameter", &parameter), settings, form.groups);
         let mut nodes = Vec::new();
         let mut gradient = self.name(site.gradient).to_owned();
         let rank = self
@@ -236,7 +236,7 @@ impl Emit<'_> {
             int("groups", form.groups),
             int("features", site.features),
             int("transposed", site.transposed.into()),
-            float("scale", settings.scale * site.scale),
+            float("scale", (settings.scale * f64::from(site.scale)) as f32),
         ];
         let result = self
             .graph
@@ -274,13 +274,13 @@ impl Emit<'_> {
         }
         let parameter = self.name(site.parameter).to_owned();
         let origin = self.graph.node(site.product).label(self.graph);
-        let metadata = self.metadata(&origin, Some(&parameter), settings, form.groups);
+        let metadata = self.metadata(&origin, ("parameter", &parameter), settings, form.groups);
         let mut nodes = Vec::new();
         let mut v = form.v.clone();
         if settings.scale != 1.0 {
             // dW is linear in X̂, and v is the smallest of its factors.
             let factor = self.fresh(format!("velora.{parameter}.scale"));
-            self.constant(&factor, &[settings.scale]);
+            self.constant(&factor, &[settings.scale as f32]);
             let scaled = self.fresh(format!("velora.{parameter}.v"));
             nodes.push(self.plain("Mul", &[&v, &factor], &scaled, &metadata));
             v = scaled;
@@ -411,11 +411,11 @@ impl Emit<'_> {
         });
     }
 
-    /// Where a new node comes from and how it was made.
+    /// Where a new node comes from, which tensor or parameter it stands for, and how it was made.
     fn metadata(
         &self,
         origin: &str,
-        parameter: Option<&str>,
+        (what, name): (&str, &str),
         settings: &LayerSettings,
         groups: i64,
     ) -> Vec<StringStringEntryProto> {
@@ -424,7 +424,7 @@ impl Emit<'_> {
             value: Some(value.to_owned()),
         };
         let mut entries = vec![entry("origin", origin)];
-        entries.extend(parameter.map(|p| entry("parameter", p)));
+        entries.push(entry(what, name));
         entries.push(entry("groups", &groups.to_string()));
         entries.push(entry("init", settings.init.name()));
         entries.push(entry("version", env!("CARGO_PKG_VERSION")));

@@ -14,6 +14,9 @@ use velora_graph::analysis::{Analyses, AnalysisError, Settings};
 use velora_graph::ir::{Model, Patch};
 use velora_graph::shapes::{Context, ShapeErrors, Shapes, infer};
 
+/// The names of the passes, in the order in which they run.
+pub const PASSES: [&str; 4] = [compress::NAME, dead_code::NAME, schedule::NAME, pin::NAME];
+
 /// What the user asked for.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -1,60 +1,39 @@
 //! `inspect`: where the memory goes, what could be freed, and what keeps it alive.
 
 use super::{Loaded, deliver};
-use crate::cli::{InspectArguments, MethodArguments, Select, SelectionArguments};
+use crate::cli::InspectArguments;
 use crate::report::View;
-use crate::report::build::{Analyses, report};
-use crate::settings::Settings;
-use anyhow::Result;
-use velora_graph::analysis::partition::Partition;
-use velora_graph::analysis::sites::sites;
-use velora_graph::shapes::infer;
-use velora_passes::compress::{self, Options};
+use crate::report::build::{Sides, report};
+use crate::settings::inspection;
+use anyhow::{Context, Result};
+use velora_graph::analysis::Analyses;
+use velora_passes::manager::Checks;
+use velora_passes::pipeline::{Options, optimise};
 
-/// Reports on a training graph; writes no model.
+/// Reports on a training graph; writes no model. What could be freed is found by doing it.
 ///
 /// # Errors
 /// Where the file cannot be read, is no training graph, or a report cannot be written.
 pub fn run(arguments: &InspectArguments) -> Result<()> {
     let loaded = Loaded::read(&arguments.graph)?;
-    let graph = &loaded.graph;
-    let shapes = infer(graph, &loaded.context());
-    let partition = Partition::new(graph, &loaded.roles);
-    let sites = sites(graph, &loaded.roles, &partition);
+    let name = &loaded.name;
     let options = Options {
-        groups: arguments.groups,
-        init: compress::Init::BatchAverage,
-        seed: 0,
+        settings: loaded.settings.clone(),
+        selection: inspection(arguments.groups),
+        inline: false,
+        // A pin holds no bytes of its own.
+        pin: false,
+        checks: Checks::default(),
     };
-    let decisions = compress::decide(graph, &sites, &options);
-    let found = Analyses {
-        graph,
-        shapes: &shapes,
-        partition: &partition,
-        sites: &sites,
-        decisions: &decisions,
-        settings: &settings(arguments.groups),
+    let outcome = optimise(&loaded.model, &options).with_context(|| name.clone())?;
+    let after =
+        Analyses::new(&outcome.ran.model, &loaded.settings).with_context(|| name.clone())?;
+    let sides = Sides {
+        before: (&loaded.model, &outcome.before),
+        after: (&outcome.ran.model, &after),
+        decisions: &outcome.decisions,
+        selection: &options.selection,
     };
-    let report = report(&loaded.name, &loaded.sizes, &found);
+    let report = report(name, &loaded.settings.sizes, &sides).with_context(|| name.clone())?;
     deliver(&report, View::Inspected, &arguments.graph, None)
-}
-
-/// The defaults of the default verb, but for the groups.
-fn settings(groups: i64) -> Settings {
-    let method = MethodArguments {
-        groups: Some(groups),
-        sub_token_size: None,
-        init: None,
-        scale: None,
-        seed: None,
-    };
-    let selection = SelectionArguments {
-        select: Select::Freeable,
-        include: vec![],
-        exclude: vec![],
-        min_bytes: 0,
-        plan: None,
-        emit_plan: None,
-    };
-    Settings::new(&method, &selection, None)
 }

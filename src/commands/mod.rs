@@ -10,71 +10,52 @@ use crate::cli::{GraphArguments, is_stream};
 use crate::dims::sizes;
 use crate::io::{Input, write_text};
 use crate::report::{Report, Style, View, html, inspected, json, optimized};
-use anyhow::{Context, Result};
-use std::collections::BTreeMap;
+use anyhow::{Context, Result, bail};
 use std::path::Path;
-use std::sync::Arc;
-use velora_graph::analysis::roles::{Hints, Roles, roles};
-use velora_graph::ir::Graph;
-use velora_graph::onnx::schema::ModelProto;
-use velora_graph::shapes;
+use velora_graph::analysis::Settings;
+use velora_graph::analysis::roles::Hints;
+use velora_graph::ir::Model;
 
 /// A training graph, ready for the analyses.
 struct Loaded {
-    /// Everything of the file but the graph.
-    shell: ModelProto,
     /// How messages call the file.
     name: String,
-    /// The graph.
-    graph: Graph,
-    /// Sizes of symbols.
-    sizes: BTreeMap<Arc<str>, i64>,
-    /// What its outputs are.
-    roles: Roles,
+    /// The file.
+    model: Model,
+    /// What the command line says about it.
+    settings: Settings,
 }
 
 impl Loaded {
     /// Reads a training graph.
     ///
     /// # Errors
-    /// Where the file cannot be read, or holds no training graph.
+    /// Where the file cannot be read, or its graph breaks the rules of the format.
     fn read(arguments: &GraphArguments) -> Result<Loaded> {
         let input = Input::read(&arguments.model, arguments.allow_unknown_fields)?;
-        let (mut shell, name) = (input.model, input.name);
-        let proto =
-            (shell.graph.take()).with_context(|| format!("{name}: the file has no graph"))?;
-        let graph = Graph::from_proto(proto).with_context(|| name.clone())?;
-        let sizes = sizes(&graph, &arguments.dims).with_context(|| name.clone())?;
+        let name = input.name;
+        if input.model.graph.is_none() {
+            bail!("{name}: the file has no graph");
+        }
+        let model = Model::from_proto(input.model).with_context(|| name.clone())?;
+        let sizes = sizes(&model.graph, &arguments.dims).with_context(|| name.clone())?;
         let hints = Hints {
             loss: arguments.loss.clone(),
             gradients: arguments.gradients.iter().cloned().collect(),
         };
-        let roles = roles(&graph, &hints).with_context(|| name.clone())?;
         if arguments.verbose {
             eprintln!(
-                "velora-opt: read {name}: {} nodes, {} inputs, {} outputs, {} gradients",
-                graph.order().len(),
-                graph.inputs().len(),
-                graph.outputs().len(),
-                roles.gradients.len()
+                "velora-opt: read {name}: {} nodes, {} inputs, {} outputs",
+                model.graph.node_count(),
+                model.graph.inputs().len(),
+                model.graph.outputs().len(),
             );
         }
         Ok(Loaded {
-            shell,
             name,
-            graph,
-            sizes,
-            roles,
+            model,
+            settings: Settings { hints, sizes },
         })
-    }
-
-    /// What shape inference needs.
-    fn context(&self) -> shapes::Context<'_> {
-        shapes::Context {
-            opsets: &self.shell.opset_import,
-            functions: &self.shell.functions,
-            sizes: &self.sizes,
-        }
     }
 }
 

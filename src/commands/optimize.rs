@@ -1,21 +1,20 @@
 //! The main job: read, decide, rewrite, write, report.
 
 use super::{Loaded, deliver};
-use crate::cli::{Init, OptimizeArguments, Select, is_stream};
+use crate::cli::{OptimizeArguments, is_stream};
 use crate::io::{write_model, write_text};
 use crate::plan_file::Plan;
 use crate::report::View;
-use crate::report::build::{Analyses, report};
-use crate::settings::{Choice, Grouping, LayerSettings, Settings};
+use crate::report::build::{Sides, report};
+use crate::settings::{plan, selection};
+use crate::suggest::nearest;
 use anyhow::{Context, Result, bail};
-use velora_graph::analysis::partition::Partition;
-use velora_graph::analysis::sites::sites;
-use velora_graph::onnx::schema::ModelProto;
-use velora_graph::shapes::infer;
-use velora_passes::compress::{self, Options};
-
-/// Below this, `ReduceSum` takes its axes as an attribute, which the rewrite does not write.
-const OLDEST_OPSET: i64 = 13;
+use velora_graph::analysis::Analyses;
+use velora_graph::ir::Model;
+use velora_graph::text::print_model;
+use velora_passes::manager::{Checks, Ran};
+use velora_passes::ops::OLDEST_OPSET;
+use velora_passes::pipeline::{Options, PASSES, already_rewritten, optimise};
 
 /// Rewrites the model into the output, and reports.
 ///
@@ -23,60 +22,68 @@ const OLDEST_OPSET: i64 = 13;
 /// Where the file cannot be read, is no training graph, a setting does not fit it, or an output
 /// cannot be written. No model is written where it could not be rewritten.
 pub fn run(arguments: &OptimizeArguments) -> Result<()> {
-    if let Some(option) = not_connected(arguments) {
-        bail!("{option} is not available yet");
-    }
-    let mut loaded = Loaded::read(&arguments.graph)?;
-    check_opset(&loaded.shell).with_context(|| loaded.name.clone())?;
-    let graph = &loaded.graph;
-    let shapes = infer(graph, &loaded.context());
-    let partition = Partition::new(graph, &loaded.roles);
-    let sites = sites(graph, &loaded.roles, &partition);
-    let parameter = |site: &velora_graph::analysis::sites::Site| {
-        let value = graph.value(site.parameter);
-        value.name.as_str()
-    };
-    let plan = match &arguments.selection.plan {
-        Some(path) => {
-            let plan = Plan::read(path)?;
-            plan.check_layers(sites.sites.iter().map(parameter))?;
-            Some(plan)
+    check_pass(arguments.print_after.as_deref())?;
+    let loaded = Loaded::read(&arguments.graph)?;
+    let (name, model) = (&loaded.name, &loaded.model);
+    check_opset(model).with_context(|| name.clone())?;
+    if already_rewritten(model) {
+        write(arguments, model)?;
+        if !arguments.graph.quiet {
+            eprintln!(
+                "velora-opt: {name} is already rewritten: written unchanged (rewrite the original \
+                 for other settings)"
+            );
         }
-        None => None,
+        return Ok(());
+    }
+    let read = arguments.selection.plan.as_ref();
+    let given = read.map(|path| Plan::read(path)).transpose()?;
+    if let Some(given) = &given {
+        let analyses = Analyses::new(model, &loaded.settings).with_context(|| name.clone())?;
+        let sites = analyses.sites.sites.iter().map(|s| s.parameter);
+        let unfit = analyses.sites.unfit.iter().map(|u| u.parameter);
+        let parameters = sites.chain(unfit);
+        given.check_layers(parameters.map(|p| model.graph.value(p).name.as_str()))?;
+    }
+    let options = Options {
+        settings: loaded.settings.clone(),
+        selection: selection(&arguments.method, &arguments.selection, given)?,
+        inline: arguments.inline,
+        pin: !arguments.no_pin,
+        checks: Checks {
+            verify_each: arguments.verify_each,
+            keep_after: arguments.print_after.clone(),
+        },
     };
-    let settings = Settings::new(&arguments.method, &arguments.selection, plan);
-    let layers = sites
-        .sites
-        .iter()
-        .map(|site| settings.layer(parameter(site)));
-    let options = options(settings.defaults(), layers)?;
-    let decisions = compress::decide(graph, &sites, &options);
-    let found = Analyses {
-        graph,
-        shapes: &shapes,
-        partition: &partition,
-        sites: &sites,
-        decisions: &decisions,
-        settings: &settings,
+    let outcome = optimise(model, &options).with_context(|| name.clone())?;
+    let after = match outcome.ran.passes.is_empty() {
+        true => outcome.before.clone(),
+        false => {
+            Analyses::new(&outcome.ran.model, &loaded.settings).with_context(|| name.clone())?
+        }
     };
-    let report = report(&loaded.name, &loaded.sizes, &found);
-    let rewritten = decisions
-        .iter()
-        .map(|d| (parameter(&d.site), d.groups.is_some()));
-    let emitted = settings.plan(rewritten);
-    loaded.shell.graph = Some(compress::rewrite(graph, &decisions, &options));
+    show_passes(arguments, &outcome.ran);
+    let sides = Sides {
+        before: (model, &outcome.before),
+        after: (&outcome.ran.model, &after),
+        decisions: &outcome.decisions,
+        selection: &options.selection,
+    };
+    let report = report(name, &loaded.settings.sizes, &sides).with_context(|| name.clone())?;
 
-    let model = &arguments.graph.model;
-    let source = (!is_stream(model)).then_some(model.as_path());
-    let out = &arguments.output;
-    write_model(&mut loaded.shell, source, out, arguments.external_data)?;
-    if arguments.graph.verbose {
-        eprintln!("velora-opt: wrote {}", out.display());
-    }
+    write(arguments, &outcome.ran.model)?;
     if let Some(path) = &arguments.selection.emit_plan {
-        write_text(path, &emitted.to_text()?)?;
+        let parameter = |v| model.graph.value(v).name.as_str();
+        let layers = outcome
+            .decisions
+            .iter()
+            .map(|d| (parameter(d.parameter), d.rewritten()));
+        write_text(path, &plan(&options.selection, layers).to_text()?)?;
     }
-    let taken = [Some(out), arguments.selection.emit_plan.as_ref()];
+    let taken = [
+        Some(&arguments.output),
+        arguments.selection.emit_plan.as_ref(),
+    ];
     let taken = taken.into_iter().flatten().find(|path| is_stream(path));
     deliver(
         &report,
@@ -86,55 +93,54 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
     )
 }
 
-/// An option that nothing behind the command line obeys yet.
-fn not_connected(arguments: &OptimizeArguments) -> Option<&'static str> {
-    let selection = &arguments.selection;
-    let given = [
-        (
-            "--sub-token-size",
-            arguments.method.sub_token_size.is_some(),
+fn write(arguments: &OptimizeArguments, model: &Model) -> Result<()> {
+    let source = &arguments.graph.model;
+    let source = (!is_stream(source)).then_some(source.as_path());
+    let mut proto = model.to_proto();
+    write_model(
+        &mut proto,
+        source,
+        &arguments.output,
+        arguments.external_data,
+    )?;
+    if arguments.graph.verbose {
+        eprintln!("velora-opt: wrote {}", arguments.output.display());
+    }
+    Ok(())
+}
+
+fn show_passes(arguments: &OptimizeArguments, ran: &Ran) {
+    if let Some(kept) = &ran.kept {
+        eprint!("{}", print_model(&kept.to_proto()));
+    }
+    for (pass, reason, time) in &ran.passes {
+        if arguments.time_passes {
+            eprintln!("velora-opt: {pass}: {:.3} ms", time.as_secs_f64() * 1e3);
+        }
+        if arguments.graph.verbose {
+            eprintln!(
+                "velora-opt: {pass}: {}",
+                reason.as_deref().unwrap_or("nothing to change")
+            );
+        }
+    }
+}
+
+fn check_pass(name: Option<&str>) -> Result<()> {
+    match name {
+        Some(name) if !PASSES.contains(&name) => bail!(
+            "--print-after {name}: there is no such pass; expected {}",
+            match nearest(name, PASSES).as_slice() {
+                [] => PASSES.join(", "),
+                near => near.join(", "),
+            }
         ),
-        ("--scale", arguments.method.scale.is_some_and(|s| s != 1.0)),
-        ("--select", selection.select != Select::Freeable),
-        ("--include", !selection.include.is_empty()),
-        ("--exclude", !selection.exclude.is_empty()),
-        ("--min-bytes", selection.min_bytes > 0),
-        ("--inline", arguments.inline),
-        ("--no-pin", arguments.no_pin),
-        ("--verify-each", arguments.verify_each),
-        ("--print-after", arguments.print_after.is_some()),
-        ("--time-passes", arguments.time_passes),
-    ];
-    given
-        .into_iter()
-        .find(|(_, given)| *given)
-        .map(|(option, _)| option)
+        _ => Ok(()),
+    }
 }
 
-/// The settings of the rewrite, which knows one for all layers so far.
-fn options(
-    defaults: &LayerSettings,
-    mut layers: impl Iterator<Item = LayerSettings>,
-) -> Result<Options> {
-    let uniform = layers.all(|layer| layer == *defaults) && defaults.choice == Choice::Selection;
-    let (Grouping::Groups(groups), true) = (defaults.grouping, uniform && defaults.scale == 1.0)
-    else {
-        bail!("settings by layer, sub_token_size and scale are not available yet");
-    };
-    Ok(Options {
-        groups,
-        init: match defaults.init {
-            Init::BatchAverage => compress::Init::BatchAverage,
-            Init::Random => compress::Init::Random,
-            Init::None => compress::Init::None,
-        },
-        seed: defaults.seed,
-    })
-}
-
-fn check_opset(model: &ModelProto) -> Result<()> {
-    let standard = (model.opset_import.iter()).find(|o| matches!(o.domain(), "" | "ai.onnx"));
-    let version = standard.map(|o| o.version());
+fn check_opset(model: &Model) -> Result<()> {
+    let version = model.opset("");
     if version.is_some_and(|version| version >= OLDEST_OPSET) {
         return Ok(());
     }

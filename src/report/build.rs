@@ -1,148 +1,228 @@
-//! From the analyses to a [`Report`].
+//! From the analyses of a model before and after the rewrite to a [`Report`].
+//!
+//! Every number is read off the two models: what is saved after the rewrite is what the analyses find
+//! saved in the model that is written, not what the rewrite meant to save.
 
 use super::{Amount, Decision, KeptAlive, Kind, Layer, Reader, Report, Saved, Totals};
-use crate::cli::Init;
-use crate::settings::Settings;
-use clap::ValueEnum;
-use std::collections::{BTreeMap, BTreeSet};
+use anyhow::Result;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use velora_graph::analysis::partition::{Half, Partition};
-use velora_graph::analysis::sites::{Site, Sites};
+use velora_graph::analysis::Analyses;
+use velora_graph::analysis::lifetimes::Lifetimes;
+use velora_graph::analysis::saved::SavedActivation;
+use velora_graph::analysis::sites::{Site, sites_behind};
 use velora_graph::dim::Dim;
-use velora_graph::ir::{Graph, ValueId};
-use velora_graph::shapes::Shapes;
+use velora_graph::ir::{Model, ValueId};
 use velora_graph::text::element_type_name;
-use velora_passes::compress;
+use velora_passes::pipeline::assumed_sizes;
+use velora_passes::schedule::schedule;
+use velora_passes::select::{self, Grouping, Init, Selection, sub_token_size};
 
 /// What a report is made of.
 #[derive(Clone, Copy, Debug)]
-pub struct Analyses<'a> {
-    /// The graph before the rewrite.
-    pub graph: &'a Graph,
-    /// Its shapes.
-    pub shapes: &'a Shapes,
-    /// Its halves.
-    pub partition: &'a Partition,
-    /// Its sites.
-    pub sites: &'a Sites,
-    /// What becomes of each site, in the order of the sites.
-    pub decisions: &'a [compress::Decision],
-    /// The settings in force.
-    pub settings: &'a Settings,
+pub struct Sides<'a> {
+    /// The model that came in.
+    pub before: (&'a Model, &'a Analyses),
+    /// The model that goes out.
+    pub after: (&'a Model, &'a Analyses),
+    /// What became of each contraction.
+    pub decisions: &'a [select::Decision],
+    /// What the user asked for.
+    pub selection: &'a Selection,
 }
 
-/// The report of a graph; `model` is how the user named it.
+/// The report of a rewrite; `model` is how the user named the file.
 ///
-/// No peak is known yet, and views of a saved tensor that backward reads count as tensors of their own.
-pub fn report(model: &str, sizes: &BTreeMap<Arc<str>, i64>, found: &Analyses<'_>) -> Report {
-    let layers: Vec<Layer> = found.decisions.iter().map(|d| layer(found, d)).collect();
-    let saved = found.partition.saved(found.graph);
-    let saved: Vec<Saved> = saved.into_iter().map(|v| saved_tensor(found, v)).collect();
-    Report {
+/// # Errors
+/// Where the graph cannot be ordered.
+pub fn report(model: &str, sizes: &BTreeMap<Arc<str>, i64>, sides: &Sides<'_>) -> Result<Report> {
+    let after = saved_after(sides);
+    let layers: Vec<Layer> = sides
+        .decisions
+        .iter()
+        .map(|d| layer(sides, &after, d))
+        .collect();
+    Ok(Report {
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         model: model.to_owned(),
         dims: (sizes.iter())
             .map(|(name, &size)| (name.to_string(), size))
             .collect(),
-        groups_default: found.settings.defaults().grouping.groups(),
-        totals: totals(found, &layers, &saved),
-        layers,
-        saved,
-    }
-}
-
-fn totals(found: &Analyses<'_>, layers: &[Layer], saved: &[Saved]) -> Totals {
-    let zero = || Amount::from(0);
-    let before = saved.iter().fold(zero(), |sum, s| &sum + &s.bytes);
-    let mut after = before.clone();
-    let mut freed = BTreeSet::new();
-    for layer in layers.iter().filter(|l| l.decision == Decision::Rewritten) {
-        if freed.insert(&layer.activation) {
-            after = &after - &layer.freed_bytes;
-        }
-    }
-    let (mut flops_before, mut flops_after) = (zero(), zero());
-    for decision in found.decisions {
-        let full = flops(found, &decision.site, decision.site.features);
-        let now = match decision.groups {
-            Some(groups) => flops(found, &decision.site, groups),
-            None => full.clone(),
-        };
-        flops_before = &flops_before + &full;
-        flops_after = &flops_after + &now;
-    }
-    Totals {
-        saved_bytes_before: before,
-        saved_bytes_after: after,
-        peak_bytes_before: Amount::default(),
-        peak_bytes_after: Amount::default(),
-        weight_grad_flops_before: flops_before,
-        weight_grad_flops_after: flops_after,
-        sites: layers.len(),
-        sites_rewritten: (layers.iter())
-            .filter(|l| l.decision == Decision::Rewritten)
-            .count(),
-    }
-}
-
-/// N, the tokens of a site.
-fn tokens(found: &Analyses<'_>, site: &Site) -> Option<Dim> {
-    let elements = found.shapes.of(site.activation).elements()?;
-    elements.exact_div(&Dim::from(site.features))
-}
-
-/// 2·N·width·O.
-fn flops(found: &Analyses<'_>, site: &Site, width: i64) -> Amount {
-    let factors = Dim::from(2) * Dim::from(width) * Dim::from(site.outputs);
-    Amount::from(tokens(found, site).map(|n| n * factors))
-}
-
-fn layer(found: &Analyses<'_>, decision: &compress::Decision) -> Layer {
-    let graph = found.graph;
-    let site = &decision.site;
-    let kind = found.shapes.of(site.activation);
-    let parameter = &graph.value(site.parameter).name;
-    let settings = found.settings.layer(parameter);
-    let before = Amount::from(found.shapes.bytes(site.activation));
-    let sizes = decision
-        .groups
-        .map(|g| (g, compress::sub_token_size(site.features, g)));
-    let after = match sizes {
-        Some((groups, size)) => compressed(found, site, groups, size, settings.init),
-        None => before.clone(),
-    };
-    let keepers = found.sites.keepers.get(&site.activation);
-    Layer {
-        param: parameter.clone(),
-        kind: Kind::Linear,
-        node: graph.node(site.node).label(graph),
-        activation: graph.value(site.activation).name.clone(),
-        shape: kind.shape.clone(),
-        dtype: dtype(found, site.activation),
-        features_outputs: Some((site.features, site.outputs)),
-        decision: match sizes {
-            Some(_) => Decision::Rewritten,
-            None => Decision::Skipped,
+        groups_default: match sides.selection.defaults.grouping {
+            Grouping::Groups(groups) => Some(groups),
+            Grouping::SubTokenSize(_) => None,
         },
-        reason: decision.reason.to_owned(),
+        totals: totals(sides, &layers)?,
+        layers,
+        saved: sides
+            .before
+            .1
+            .saved
+            .iter()
+            .map(|s| saved(sides, s))
+            .collect(),
+    })
+}
+
+fn totals(sides: &Sides<'_>, layers: &[Layer]) -> Result<Totals> {
+    let sum = |analyses: &Analyses| {
+        let bytes = analyses
+            .saved
+            .iter()
+            .map(|s| Amount::from(analyses.shapes.bytes(s.buffer)));
+        bytes.fold(Amount::from(0), |sum, bytes| &sum + &bytes)
+    };
+    let rewritten = layers
+        .iter()
+        .filter(|l| l.decision == Decision::Rewritten)
+        .count();
+    let peak_bytes_before = peak(sides.before, true)?;
+    let (weight_grad_flops_before, weight_grad_flops_after) = flops(sides.decisions);
+    Ok(Totals {
+        saved_bytes_before: sum(sides.before.1),
+        saved_bytes_after: sum(sides.after.1),
+        // A model that is not rewritten is not reordered either.
+        peak_bytes_after: match rewritten {
+            0 => peak_bytes_before.clone(),
+            _ => peak(sides.after, false)?,
+        },
+        peak_bytes_before,
+        weight_grad_flops_before,
+        weight_grad_flops_after,
+        sites: layers.len(),
+        sites_rewritten: rewritten,
+    })
+}
+
+/// The highest of the live bytes: over the order of the file, or over the best order found, so that
+/// what a better order saves does not count as saved by compression.
+fn peak((model, analyses): (&Model, &Analyses), best: bool) -> Result<Amount> {
+    let graph = &model.graph;
+    let sizes = assumed_sizes(model, &analyses.shapes);
+    let order = match best {
+        true => schedule(graph, &analyses.buffers, &sizes)?.order,
+        false => graph.order().to_vec(),
+    };
+    let lifetimes = Lifetimes::new(graph, &analyses.buffers, &sizes, &order);
+    let known = |value: ValueId| {
+        analyses
+            .shapes
+            .bytes(value)
+            .is_some_and(|b| b.as_const().is_some())
+    };
+    if lifetimes.buffers().all(known) {
+        return Ok(Amount::from(lifetimes.peak(&sizes).0));
+    }
+    Ok(Amount::from(lifetimes.symbolic_peak(&analyses.shapes)))
+}
+
+/// Operations of all weight-gradient contractions, before and after: 2·N·D·O each, or what takes
+/// their place. That is 2·N·G·O for P and D·O to expand it; for each tensor 2·N·D to compress it and,
+/// where the direction is its mean, N·D to sum it up; N·D where X̂ is reconstructed for a product that
+/// stays.
+fn flops(decisions: &[select::Decision]) -> (Amount, Amount) {
+    let (mut before, mut after) = (Dim::from(0), Dim::from(0));
+    let mut compressed = BTreeSet::new();
+    for decision in decisions {
+        let Some(site) = &decision.site else {
+            continue;
+        };
+        let tokens_features = &site.tokens * &Dim::from(site.features);
+        let full = Dim::from(2) * &tokens_features * &site.outputs;
+        before = before + &full;
+        if !decision.rewritten() {
+            after = after + full;
+            continue;
+        }
+        if compressed.insert(site.activation) {
+            let passes = match decision.settings.init {
+                Init::BatchAverage => 3,
+                Init::Random | Init::None => 2,
+            };
+            after = after + &tokens_features * &Dim::from(passes);
+        }
+        let groups = decision.settings.grouping.groups(site.features);
+        after = after
+            + match site.plain {
+                true => {
+                    let product = Dim::from(2) * &site.tokens * Dim::from(groups) * &site.outputs;
+                    product + Dim::from(site.features) * &site.outputs
+                }
+                false => full + tokens_features,
+            };
+    }
+    (Amount::from(before), Amount::from(after))
+}
+
+/// By tensor of the model that came in: the bytes that the model that goes out saves of it or in its
+/// place, and whether it is still saved itself.
+fn saved_after(sides: &Sides<'_>) -> HashMap<String, (Amount, bool)> {
+    let (model, analyses) = sides.after;
+    let mut by_tensor: HashMap<String, (Amount, bool)> = HashMap::new();
+    for saved in &analyses.saved {
+        let bytes = Amount::from(analyses.shapes.bytes(saved.buffer));
+        let producer = model.graph.producer(saved.buffer);
+        let compressed = producer.and_then(|n| model.graph.node(n).metadata("velora.tensor"));
+        let name = &model.graph.value(saved.buffer).name;
+        let tensor = compressed.unwrap_or(name).to_owned();
+        let entry = by_tensor.entry(tensor).or_insert((Amount::from(0), false));
+        entry.0 = &entry.0 + &bytes;
+        entry.1 |= compressed.is_none();
+    }
+    by_tensor
+}
+
+fn layer(
+    sides: &Sides<'_>,
+    after: &HashMap<String, (Amount, bool)>,
+    decision: &select::Decision,
+) -> Layer {
+    let (model, analyses) = sides.before;
+    let graph = &model.graph;
+    let kind = analyses.shapes.of(decision.activation);
+    let tensor = &graph.value(decision.activation).name;
+    let is_saved = analyses
+        .saved
+        .iter()
+        .any(|s| s.buffer == decision.activation);
+    let before = match is_saved {
+        true => Amount::from(analyses.shapes.bytes(decision.activation)),
+        false => Amount::from(0),
+    };
+    let (now, kept) = after
+        .get(tensor)
+        .cloned()
+        .unwrap_or((Amount::from(0), false));
+    let rewritten = decision.rewritten();
+    let sizes = decision.site.as_ref().filter(|_| rewritten).map(|site| {
+        let groups = decision.settings.grouping.groups(site.features);
+        (groups, sub_token_size(site.features, groups))
+    });
+    let outputs = |site: &Site| Some((site.features, site.outputs.as_const()?));
+    Layer {
+        param: graph.value(decision.parameter).name.clone(),
+        kind: Kind::Linear,
+        node: graph.node(decision.node).label(graph),
+        activation: tensor.clone(),
+        shape: kind.shape.clone(),
+        dtype: dtype(analyses, decision.activation),
+        features_outputs: decision.site.as_ref().and_then(outputs),
+        decision: match rewritten {
+            true => Decision::Rewritten,
+            false => Decision::Skipped,
+        },
+        reason: decision.reason.code().to_owned(),
         message: decision.message.clone(),
         groups: sizes.map(|(groups, _)| groups),
         sub_token_size: sizes.map(|(_, size)| size),
-        init: sizes.and_then(|_| {
-            settings
-                .init
-                .to_possible_value()
-                .map(|v| v.get_name().to_owned())
-        }),
-        freed_bytes: match sizes {
-            Some(_) => &before - &after,
-            None => Amount::from(0),
+        init: rewritten.then(|| decision.settings.init.name().to_owned()),
+        freed_bytes: match rewritten && !kept {
+            true => &before - &now,
+            false => Amount::from(0),
         },
         saved_bytes_before: before,
-        saved_bytes_after: after,
-        kept_alive_by: keepers
-            .into_iter()
-            .flatten()
+        saved_bytes_after: now,
+        kept_alive_by: (decision.kept_alive_by.iter())
             .map(|keeper| KeptAlive {
                 node: keeper
                     .node
@@ -150,53 +230,42 @@ fn layer(found: &Analyses<'_>, decision: &compress::Decision) -> Layer {
                 op: keeper
                     .node
                     .map_or(String::new(), |n| graph.node(n).op().to_owned()),
-                why: keeper.why.to_owned(),
+                why: keeper.why.clone(),
             })
             .collect(),
     }
 }
 
-/// Bytes of z, and of v where it is computed in the graph rather than a constant.
-fn compressed(found: &Analyses<'_>, site: &Site, groups: i64, size: i64, init: Init) -> Amount {
-    let bits = found
-        .shapes
-        .of(site.activation)
-        .data_type
-        .and_then(|t| t.bits());
-    let width = bits.map(|bits| Dim::from(bits / 8));
-    let direction = match init {
-        Init::BatchAverage => Dim::from(size),
-        Init::Random | Init::None => Dim::from(0),
+fn saved(sides: &Sides<'_>, saved: &SavedActivation) -> Saved {
+    let (model, analyses) = sides.before;
+    let graph = &model.graph;
+    let mut nodes: Vec<_> = saved.readers.iter().map(|r| r.node).collect();
+    nodes.dedup();
+    let possible = |site: &Site| {
+        let decision = sides.decisions.iter().find(|d| d.node == site.product);
+        decision.is_some_and(|d| d.reason.may_be_rewritten())
     };
-    let elements = tokens(found, site).map(|n| n * Dim::from(groups) + direction);
-    Amount::from(
-        elements
-            .zip(width)
-            .map(|(elements, width)| elements * width),
-    )
-}
-
-fn saved_tensor(found: &Analyses<'_>, value: ValueId) -> Saved {
-    let graph = found.graph;
-    let backward = |u: &&velora_graph::ir::Use| found.partition.half(u.node) == Half::Backward;
-    let mut readers: Vec<_> = graph.value(value).users.iter().filter(backward).collect();
-    readers.dedup_by_key(|u| u.node);
-    let readers = readers.into_iter().map(|u| Reader {
-        node: graph.node(u.node).label(graph),
-        op: graph.node(u.node).op().to_owned(),
+    let rewritable = saved.readers.iter().all(|reader| {
+        let behind = sites_behind(graph, &analyses.partition, &analyses.sites, reader);
+        behind.is_some_and(|sites| sites.into_iter().all(possible))
     });
     Saved {
-        tensor: graph.value(value).name.clone(),
-        shape: found.shapes.of(value).shape.clone(),
-        dtype: dtype(found, value),
-        bytes: Amount::from(found.shapes.bytes(value)),
-        readers: readers.collect(),
-        rewritable: found.sites.keepers.get(&value).is_some_and(Vec::is_empty),
+        tensor: graph.value(saved.buffer).name.clone(),
+        shape: analyses.shapes.of(saved.buffer).shape.clone(),
+        dtype: dtype(analyses, saved.buffer),
+        bytes: Amount::from(analyses.shapes.bytes(saved.buffer)),
+        readers: (nodes.into_iter())
+            .map(|node| Reader {
+                node: graph.node(node).label(graph),
+                op: graph.node(node).op().to_owned(),
+            })
+            .collect(),
+        rewritable,
     }
 }
 
-fn dtype(found: &Analyses<'_>, value: ValueId) -> Option<String> {
-    let kind = found.shapes.of(value).data_type?;
+fn dtype(analyses: &Analyses, value: ValueId) -> Option<String> {
+    let kind = analyses.shapes.of(value).data_type?;
     element_type_name(kind.0).map(str::to_owned)
 }
 

@@ -259,6 +259,11 @@ impl Lifetimes {
         kept.into_iter().reduce(|peak, step| peak.maximum(&step))
     }
 
+    /// The roots of all buffers, in the order in which they are born.
+    pub fn buffers(&self) -> impl Iterator<Item = ValueId> {
+        self.born.iter().flatten().copied()
+    }
+
     /// Buffers whose size is unknown.
     pub fn unknown(&self, sizes: &Sizes) -> Vec<ValueId> {
         let born = self.born.iter().flatten();

@@ -17,7 +17,6 @@ use std::collections::BTreeMap;
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::saved::{Reader, readers};
 use velora_graph::analysis::sites::{Site, sites_behind};
-use velora_graph::dim::Dim;
 use velora_graph::ir::{Graph, NodeId, Origin, ValueId};
 use velora_graph::shapes::DataType;
 
@@ -80,7 +79,7 @@ pub struct LayerSettings {
     /// The kind of direction.
     pub init: Init,
     /// What dW is multiplied by.
-    pub scale: f32,
+    pub scale: f64,
     /// Seed of a random direction.
     pub seed: u64,
 }
@@ -95,7 +94,7 @@ pub struct LayerPlan {
     /// Its own kind of direction.
     pub init: Option<Init>,
     /// Its own factor of dW.
-    pub scale: Option<f32>,
+    pub scale: Option<f64>,
     /// Its own seed.
     pub seed: Option<u64>,
 }
@@ -325,19 +324,26 @@ fn wish(graph: &Graph, analyses: &Analyses, selection: &Selection, site: &Site) 
     }
     let name = &graph.value(site.parameter).name;
     let not = |why: &str| Wish::No(Reason::NotSelected, why.to_owned());
-    match selection.plan(name).and_then(|p| p.rewrite) {
-        Some(true) => return Wish::Rewrite { forced: true },
-        Some(false) => return not("the plan leaves it alone"),
-        None => {}
-    }
     if selection.exclude.is_match(name) {
         return not("an --exclude pattern matches its name");
     }
     if !selection.include.is_empty() && !selection.include.is_match(name) {
         return not("no --include pattern matches its name");
     }
+    // The command line's filters come first, or they could not be used with a plan.
+    match selection.plan(name).and_then(|p| p.rewrite) {
+        Some(true) => return Wish::Rewrite { forced: true },
+        Some(false) => return not("the plan leaves it alone"),
+        None => {}
+    }
     match selection.preset {
-        Preset::Freeable => Wish::Rewrite { forced: false },
+        Preset::Freeable => match less_than_a_page(analyses, selection, graph, site) {
+            Some(bytes) => Wish::No(
+                Reason::NoSaving,
+                format!("{bytes} bytes would be freed, less than a page of memory ({PAGE})"),
+            ),
+            None => Wish::Rewrite { forced: false },
+        },
         Preset::All => Wish::Rewrite { forced: true },
         Preset::Paper => match role(graph, &analyses.partition, site) {
             Some(_) => Wish::Rewrite { forced: true },
@@ -424,6 +430,29 @@ fn refusal(
         return Some((Reason::TooSmall, message));
     }
     None
+}
+
+/// Memory comes in pages: a saving below one shows up nowhere, and its nodes cost time.
+const PAGE: i64 = 4096;
+
+/// What compressing a tensor would free, where that is known and less than a page.
+fn less_than_a_page(
+    analyses: &Analyses,
+    selection: &Selection,
+    graph: &Graph,
+    site: &Site,
+) -> Option<i64> {
+    let settings = selection.settings(&graph.value(site.parameter).name);
+    let groups = settings.grouping.groups(site.features);
+    let size = sub_token_size(site.features, groups.max(1));
+    let before = analyses.shapes.bytes(site.activation)?.as_const()?;
+    let after = site
+        .tokens
+        .as_const()?
+        .checked_mul(groups)?
+        .checked_add(size)?
+        .checked_mul(4)?;
+    before.checked_sub(after).filter(|&freed| freed < PAGE)
 }
 
 /// Whether z and v together have fewer scalars than X: N·G + M < N·D, at one token or the number
@@ -550,9 +579,4 @@ fn agree(graph: &Graph, decisions: &[Decision]) -> Result<(), SelectError> {
         }
     }
     Ok(())
-}
-
-/// The elements of z for one activation: N·G.
-pub fn compressed_elements(site: &Site, groups: i64) -> Dim {
-    &site.tokens * &Dim::from(groups)
 }

@@ -59,4 +59,12 @@ impl Reason {
             Reason::Layout => "layout",
         }
     }
+
+    /// Whether nothing but other readers or the user's selection stands against rewriting the site.
+    pub fn may_be_rewritten(self) -> bool {
+        matches!(
+            self,
+            Reason::Rewritten | Reason::KeptAlive | Reason::NotSelected | Reason::TooSmall
+        )
+    }
 }
