@@ -37,6 +37,24 @@ pub(super) struct World<'a> {
 /// Every contradiction: between two operands, between an operator and its operands, between what
 /// inference finds and what the file declares, and sizes below 1 in the context.
 pub fn infer(graph: &Graph, context: &Context<'_>) -> Result<Shapes, ShapeErrors> {
+    let mut errors = match inferred(graph, context) {
+        Ok(shapes) => return Ok(shapes),
+        Err(errors) => errors,
+    };
+    let nothing = BTreeMap::new();
+    let symbolic = Context {
+        sizes: &nothing,
+        ..*context
+    };
+    if !context.sizes.is_empty() && inferred(graph, &symbolic).is_ok() {
+        for error in &mut errors.0 {
+            error.hint = "without the sizes given there is no contradiction: check --dim";
+        }
+    }
+    Err(errors)
+}
+
+fn inferred(graph: &Graph, context: &Context<'_>) -> Result<Shapes, ShapeErrors> {
     let world = World {
         functions: (context.functions.iter())
             .map(|f| {
@@ -61,7 +79,7 @@ pub fn infer(graph: &Graph, context: &Context<'_>) -> Result<Shapes, ShapeErrors
             tensor: reader_of(graph, name),
             found: format!("the size '{name}' is given as {size}"),
             other: "a size is at least 1".to_owned(),
-            hint: "check the sizes given with --dim",
+            hint: "check --dim",
         })
         .collect();
     let walk = Walk {
