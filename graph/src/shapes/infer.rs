@@ -315,7 +315,10 @@ impl Walk<'_> {
     fn name_sizes(&self, value: ValueId, fact: &mut Fact) {
         let open = fact.shape.iter_mut().flatten().enumerate();
         for (axis, dim) in open.filter(|(_, d)| d.is_undefined()) {
-            let name = format!("{}{}#{axis}", self.path, self.graph.value(value).name);
+            let mut name = format!("{}{}#{axis}", self.path, self.graph.value(value).name);
+            while self.world.given.borrow().contains(name.as_str()) {
+                name.push('\'');
+            }
             *dim = Dim::symbol(&name);
             self.world.own.borrow_mut().insert(name.into());
         }
