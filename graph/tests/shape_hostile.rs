@@ -131,10 +131,7 @@ fn huge_sizes_are_unknown_not_wrapped() {
             .find(|&v| graph.value(v).name == name)
             .unwrap()
     };
-    assert_eq!(
-        shapes.of(of("a")).to_string(),
-        r##"float["a#0", "a#1", 4·n]"##.replace('"', "")
-    );
+    assert_eq!(shapes.of(of("a")).to_string(), "float[a#0, a#1, 4·n]");
     assert_eq!(
         shapes.of(of("d")).to_string(),
         "float[d#0, 9223372036854775807, n]"
@@ -297,15 +294,14 @@ fn time_is_near_linear() {
         let mut last = "x".to_owned();
         for i in 0..count / 5 {
             body += &format!(
-                "s{i} = Shape(last)  c{i} = Concat <axis = 0> (s{i}, last_axis)  r{i} = Reshape({last}, s{i})
-                 m{i} = MatMul(r{i}, w)  h{i} = Add(m{i}, {last})\n"
-            )
-            .replace("Shape(last)", &format!("Shape({last})"));
+                "s{i} = Shape({last})  c{i} = Concat <axis = 0> (rest, width)
+                 f{i} = Reshape({last}, c{i})  r{i} = Reshape(f{i}, s{i})  h{i} = MatMul(r{i}, w)\n"
+            );
             last = format!("h{i}");
         }
         let inputs = "float[batch, seq, 8] x, float[8, 8] w";
         text(&format!(
-            "g ({inputs}) => ({last}) <int64[1] last_axis = {{8}}> {{ {body} }}"
+            "g ({inputs}) => ({last}) <int64[1] rest = {{-1}}, int64[1] width = {{8}}> {{ {body} }}"
         ))
     };
     let seconds = |count: usize| {
