@@ -90,7 +90,7 @@ impl ValueType {
 }
 
 /// Reads declarations. Each size is read once and shared: a file repeats few of them in many places.
-pub(super) struct Declarations<'a> {
+pub(crate) struct Declarations<'a> {
     sizes: &'a BTreeMap<Arc<str>, Dim>,
     named: HashMap<&'a str, Dim>,
     numbers: HashMap<i64, Dim>,
@@ -98,7 +98,7 @@ pub(super) struct Declarations<'a> {
 
 impl<'a> Declarations<'a> {
     /// `sizes` are put in place of symbols, inside expressions as well (`4*batch`).
-    pub(super) fn new(sizes: &'a BTreeMap<Arc<str>, Dim>) -> Self {
+    pub(crate) fn new(sizes: &'a BTreeMap<Arc<str>, Dim>) -> Self {
         Declarations {
             sizes,
             named: HashMap::new(),
@@ -107,7 +107,7 @@ impl<'a> Declarations<'a> {
     }
 
     /// What a declaration in the file says. A size that is missing or negative is undefined.
-    pub(super) fn read(&mut self, info: &'a ValueInfoProto) -> ValueType {
+    pub(crate) fn read(&mut self, info: &'a ValueInfoProto) -> ValueType {
         let value = info.r#type.as_ref().and_then(|t| t.value.as_ref());
         let Some(type_proto::Value::TensorType(tensor)) = value else {
             return ValueType::default();
