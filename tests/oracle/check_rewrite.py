@@ -301,7 +301,8 @@ def matrices(site, values):
     """X [N, D] and dY [N, O] of the original product, in float64, and the factor on its result."""
     x, dy = (values[site.product.input[s]] for s in (site.slot, 1 - site.slot))
     if x.dtype != np.float32 or x.ndim != 2 or dy.ndim != 2:
-        raise Mismatch(f"{site.gradient}: operands {x.dtype}{x.shape} and {dy.dtype}{dy.shape}, expected float32 matrices")
+        raise Mismatch(f"{site.gradient}: operands {x.dtype}{x.shape} and {dy.dtype}{dy.shape}, "
+                       "expected float32 matrices")
     if len(site.product.input) > 2:
         raise Mismatch(f"{site.gradient}: the product adds {site.product.input[2]}")
     x, dy = x.astype(np.float64), dy.astype(np.float64)
@@ -478,7 +479,8 @@ def check_optimised(original, rewritten, touched, plain, result):
             worst = ratio(np.max(error, initial=0.0), np.float64(noise[name]))
         result.optimised = max(result.optimised, worst)
         if not worst <= 1:
-            result.failures.append(f"{name}: default optimisations change it by more than rounding (error / noise = {worst:.3g})")
+            result.failures.append(
+                f"{name}: default optimisations change it by more than rounding (error / noise = {worst:.3g})")
 
 
 def main():

@@ -139,7 +139,8 @@ class Check(unittest.TestCase):
             wrong.graph.initializer.append(numpy_helper.from_array(other, "my.other"))
             self.assertRefused(wrong, "is not the formula's")
             # dY of the same shape, but not the one of the contraction.
-            wrong = rewrite(inline, change=lambda op, i: [i[0], "addmm_2", i[2]] if op == "FactoredWeightGrad" else None)
+            wrong = rewrite(
+                inline, change=lambda op, i: [i[0], "addmm_2", i[2]] if op == "FactoredWeightGrad" else None)
             self.assertRefused(wrong, "is not the formula's")
 
     def test_other_values_are_checked(self):
