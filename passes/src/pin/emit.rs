@@ -3,10 +3,14 @@
 use super::{Dependence, NAME};
 use crate::names::Names;
 use crate::proto::{int, int_vector, metadata, node, version};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use velora_graph::analysis::buffers::is_view;
+use velora_graph::dim::Dim;
 use velora_graph::ir::{Graph, NodeId, Origin, Patch, ValueId};
-use velora_graph::onnx::schema::NodeProto;
+use velora_graph::onnx::schema::tensor_shape_proto::{Dimension, dimension};
+use velora_graph::onnx::schema::{
+    NodeProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
+};
 use velora_graph::shapes::{DataType, Shapes};
 
 /// Whether a node can be made to wait.
@@ -68,6 +72,10 @@ pub fn emit(graph: &Graph, shapes: &Shapes, pins: &BTreeSet<Dependence>) -> Patc
         names: Names::new(graph),
         patch: Patch::new(NAME, reason),
         constants: BTreeMap::new(),
+        types: (graph.value_infos().iter().chain(graph.input_infos()))
+            .chain(graph.output_infos())
+            .filter_map(|info| Some((info.name(), info.r#type.as_ref()?)))
+            .collect(),
     };
     let mut by_waiter: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
     for pin in pins {
@@ -98,9 +106,11 @@ struct Emit<'g> {
     patch: Patch,
     /// Shared integer vectors, by their entries.
     constants: BTreeMap<Vec<i64>, String>,
+    /// Types that the file declares.
+    types: HashMap<&'g str, &'g TypeProto>,
 }
 
-impl Emit<'_> {
+impl<'g> Emit<'g> {
     fn fresh(&mut self, wanted: String) -> String {
         self.names.fresh(wanted)
     }
@@ -150,6 +160,44 @@ impl Emit<'_> {
         Some(last)
     }
 
+    /// The type that a gated value is declared to have: without it a runtime does not know the shape
+    /// behind a `Reshape` to a computed shape, and works nothing in place from there on. None where
+    /// ONNX Runtime would merge the gate with a view in front of it, as it does where the shape is
+    /// static.
+    fn declared(&self, shapes: &Shapes, value: ValueId) -> Option<TypeProto> {
+        let shape = shapes.of(value).shape.as_ref()?;
+        let behind_view = self
+            .graph
+            .producer(value)
+            .is_some_and(|n| is_view(self.graph.node(n)));
+        if behind_view && shape.iter().all(|d| d.as_const().is_some()) {
+            return None;
+        }
+        if let Some(declared) = self.types.get(self.graph.value(value).name.as_str()) {
+            return Some((*declared).clone());
+        }
+        let dim = |dim: &Dim| {
+            let value = match dim.as_const() {
+                Some(size) => dimension::Value::DimValue(size),
+                // A runtime takes two sizes for equal where their names are.
+                None => dimension::Value::DimParam(dim.to_string()),
+            };
+            Dimension {
+                value: Some(value),
+                ..Default::default()
+            }
+        };
+        Some(TypeProto {
+            value: Some(type_proto::Value::TensorType(type_proto::Tensor {
+                elem_type: Some(shapes.of(value).data_type?.0),
+                shape: Some(TensorShapeProto {
+                    dim: shape.iter().map(dim).collect(),
+                }),
+            })),
+            ..Default::default()
+        })
+    }
+
     /// Hands one input of a node on once the vectors exist.
     fn gate(&mut self, shapes: &Shapes, waiter: NodeId, slot: usize, vectors: &[String]) {
         let Some(value) = self.graph.node(waiter).inputs.get(slot).copied().flatten() else {
@@ -173,6 +221,13 @@ impl Emit<'_> {
             part("Reshape", &[&tensor, &shape], &gated, &tensor),
         ];
         self.patch.insert_before(waiter, nodes);
+        if let Some(r#type) = self.declared(shapes, value) {
+            self.patch.add_value_info(ValueInfoProto {
+                name: Some(gated.clone()),
+                r#type: Some(r#type),
+                ..Default::default()
+            });
+        }
         self.patch.redirect(waiter, slot, gated);
     }
 }
