@@ -35,7 +35,10 @@ impl Kind for Select {
                     text += &format!("   {node} {}\n", keeper.why);
                 }
             }
-            Ok(text)
+            match decisions.is_empty() {
+                true => Ok("no contraction".to_owned()),
+                false => Ok(text),
+            }
         }))
     }
 }
