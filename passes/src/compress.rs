@@ -15,7 +15,7 @@ use crate::select::{Decision, Init, LayerSettings, sub_token_size};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::sites::Site;
-use velora_graph::ir::{Graph, Model, NodeId, Patch, ValueId};
+use velora_graph::ir::{Graph, Model, Patch, ValueId};
 use velora_graph::onnx::schema::{
     AttributeProto, AttributeType, NodeProto, StringStringEntryProto, TensorProto,
 };
@@ -28,8 +28,6 @@ pub const NAME: &str = "compress";
 struct Compressed {
     /// z as rows, [N, G].
     rows: String,
-    /// z as X is, [..., G].
-    z: String,
     v: String,
     groups: i64,
     variant: Variant,
@@ -63,7 +61,6 @@ pub fn compress(
             .collect(),
         patch: Patch::new(NAME, reason),
         used: BTreeMap::new(),
-        redirected: BTreeSet::new(),
         inline,
     };
     let mut compressed: BTreeMap<ValueId, Compressed> = BTreeMap::new();
@@ -99,7 +96,6 @@ struct Emit<'a> {
     patch: Patch,
     /// Which variants of which operators are called.
     used: BTreeMap<Op, BTreeSet<Variant>>,
-    redirected: BTreeSet<(NodeId, usize)>,
     inline: bool,
 }
 
@@ -185,7 +181,6 @@ impl Emit<'_> {
         }
         Ok(Compressed {
             rows,
-            z,
             v,
             groups,
             variant,
@@ -259,21 +254,17 @@ impl Emit<'_> {
         Ok(())
     }
 
-    /// X̂ for a product that stays.
+    /// X̂ for a product that stays: a `Gemm`, whose operands are matrices. It goes into the product
+    /// itself, since views and transpositions of X on the way to it may have other readers.
     fn reconstructed(
         &mut self,
         site: &Site,
         settings: &LayerSettings,
         form: &Compressed,
     ) -> Result<(), ParseError> {
-        let Some((reader, slot)) = self.edge_from(site) else {
-            return Ok(());
-        };
-        if !self.redirected.insert((reader, slot)) {
-            return Ok(());
-        }
+        let product = self.graph.node(site.product);
         let parameter = self.name(site.parameter).to_owned();
-        let origin = self.graph.node(site.product).label(self.graph);
+        let origin = product.label(self.graph);
         let metadata = self.metadata(&origin, ("parameter", &parameter), settings, form.groups);
         let mut nodes = Vec::new();
         let mut v = form.v.clone();
@@ -285,37 +276,28 @@ impl Emit<'_> {
             nodes.push(self.plain("Mul", &[&v, &factor], &scaled, &metadata));
             v = scaled;
         }
-        let x = self.fresh(format!("velora.{parameter}.X"));
+        let mut x = self.fresh(format!("velora.{parameter}.X"));
         let attributes = [int("groups", form.groups), int("features", site.features)];
         nodes.extend(self.call(
             Op::Reconstruct,
             form.variant,
-            &[&form.z, &v],
+            &[&form.rows, &v],
             &x,
             &attributes,
             &metadata,
         )?);
-        self.patch.insert_before(reader, nodes);
-        self.patch.redirect(reader, slot, x);
-        Ok(())
-    }
-
-    /// The backward read of X on the way to a product.
-    fn edge_from(&self, site: &Site) -> Option<(NodeId, usize)> {
-        let (mut reader, mut slot) = (site.product, site.slot);
-        loop {
-            let value = self
-                .graph
-                .node(reader)
-                .inputs
-                .get(slot)
-                .copied()
-                .flatten()?;
-            if value == site.input {
-                return Some((reader, slot));
-            }
-            (reader, slot) = (self.graph.producer(value)?, 0);
+        let flag = if site.slot == 0 { "transA" } else { "transB" };
+        let features_last = (site.slot == 1) != (product.int(flag, 0) != 0);
+        if !features_last {
+            let upright = std::mem::replace(&mut x, self.fresh(format!("velora.{parameter}.X_t")));
+            nodes.push(NodeProto {
+                attribute: vec![ints("perm", vec![1, 0])],
+                ..self.plain("Transpose", &[&upright], &x, &metadata)
+            });
         }
+        self.patch.insert_before(site.product, nodes);
+        self.patch.redirect(site.product, site.slot, x);
+        Ok(())
     }
 
     /// A call of one of our operators: one node, or its body's.
