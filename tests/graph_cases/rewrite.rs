@@ -4,9 +4,10 @@
 //! pins, verified after each pass; and these must hold each time: every node that is not ours is the
 //! node of that name in the original, message for message, but for inputs that say X̂ or stand behind
 //! a pin; names, declarations and metadata of the model and the graph are the original's; outputs have
-//! their types; before the schedule, kept nodes stand in their old order.
+//! their types; a tensor is saved no longer exactly where nothing is said to keep it; before the schedule,
+//! kept nodes stand in their old order.
 
-use super::case::{Case, Found, Kind, by_name, names};
+use super::case::{Case, Found, Kind, by_name, name, names};
 use super::select::line;
 use velora_graph::analysis::Analyses;
 use velora_graph::ir::Model;
@@ -136,7 +137,22 @@ fn check(case: &Case, outcome: &Outcome) -> Result<(), String> {
             ));
         }
     }
-    Analyses::new(model, &case.settings).map_err(|e| e.to_string())?;
+    let analyses = Analyses::new(model, &case.settings).map_err(|e| e.to_string())?;
+    freed(case, outcome, &analyses)
+}
+
+/// A tensor is saved no longer exactly where all that read it is rewritten.
+fn freed(case: &Case, outcome: &Outcome, after: &Analyses) -> Result<(), String> {
+    let graph = &outcome.ran.model.graph;
+    let saved: Vec<&str> = after.saved.iter().map(|s| name(graph, s.buffer)).collect();
+    for decision in outcome.decisions.iter().filter(|d| d.rewritten()) {
+        let tensor = name(&case.model.graph, decision.activation);
+        match (decision.kept_alive_by.is_empty(), saved.contains(&tensor)) {
+            (true, true) => return Err(format!("{tensor} is still saved")),
+            (false, false) => return Err(format!("{tensor} is said to be kept, and is not")),
+            _ => {}
+        }
+    }
     Ok(())
 }
 
