@@ -1,7 +1,8 @@
 //! The dependences that the pass asks for, and the graph with them. The passes before it do not run:
-//! the file's order is the schedule.
+//! the file's order is the schedule. Every pin follows it, and no view waits.
 
 use super::case::{Case, Found, Kind, made};
+use velora_graph::analysis::buffers::is_view;
 use velora_graph::ir::Model;
 use velora_graph::text::print_graph;
 use velora_graph::verify::verify;
@@ -21,6 +22,10 @@ impl Kind for Pin {
         let sizes = assumed_sizes(&case.model, &types);
         let mut text = String::new();
         for pin in dependences(graph, &types, &sizes) {
+            let place = |node| graph.order().iter().position(|&n| n == node);
+            if place(pin.awaited) >= place(pin.waiter) || is_view(graph.node(pin.waiter)) {
+                return Err(format!("{} cannot wait", made(graph, pin.waiter)));
+            }
             text += &format!(
                 "{} waits for {}\n",
                 made(graph, pin.waiter),
