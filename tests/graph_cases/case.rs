@@ -73,8 +73,7 @@ impl Case {
                 }
                 Some(("layer", plan)) => case.layer(plan)?,
                 Some(("show", what)) => {
-                    case.show
-                        .extend(what.split_whitespace().map(str::to_owned));
+                    case.show.extend(what.split_whitespace().map(str::to_owned));
                 }
                 // Prose starts with a capital letter.
                 Some((key, _)) if !key.starts_with(char::is_uppercase) && !key.contains(' ') => {
@@ -84,14 +83,20 @@ impl Case {
             }
         }
         let proto = match file {
-            Some(path) => read(&super::root().join(path), UnknownFields::Refuse)
-                .map_err(|e| e.to_string())?,
+            Some(path) => {
+                read(&super::root().join(path), UnknownFields::Refuse).map_err(|e| e.to_string())?
+            }
             None => parse_model(source).map_err(|e| e.to_string())?,
         };
         case.from_file = file.is_some();
         case.model = Model::from_proto(proto).map_err(|e| e.to_string())?;
         let known = symbols(&case.model.graph);
-        match case.settings.sizes.keys().find(|name| !known.contains(*name)) {
+        match case
+            .settings
+            .sizes
+            .keys()
+            .find(|name| !known.contains(*name))
+        {
             Some(name) => Err(format!("no input has a dimension '{name}'")),
             None => Ok(case),
         }

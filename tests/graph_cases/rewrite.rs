@@ -68,7 +68,12 @@ fn text(case: &Case, outcome: &Outcome) -> String {
     let (before, after) = (case.model.graph.to_proto(), kept.graph.to_proto());
     let gone: Vec<&str> = { before.node.iter() }
         .map(first)
-        .filter(|name| !after.node.iter().any(|n| n.output.iter().any(|o| o == name)))
+        .filter(|name| {
+            !after
+                .node
+                .iter()
+                .any(|n| n.output.iter().any(|o| o == name))
+        })
         .collect();
     let unread: Vec<&str> = (before.initializer.iter())
         .map(|i| i.name())
@@ -81,7 +86,9 @@ fn text(case: &Case, outcome: &Outcome) -> String {
     }
     if !kept.shell.functions.is_empty() {
         let list = kept.shell.functions.iter();
-        let list: Vec<&str> = list.map(|f| f.name.as_deref().unwrap_or_default()).collect();
+        let list: Vec<&str> = list
+            .map(|f| f.name.as_deref().unwrap_or_default())
+            .collect();
         text += &format!("functions: {}\n", names(&list));
     }
     if !case.from_file {
@@ -179,10 +186,18 @@ fn nodes(before: &GraphProto, after: &GraphProto) -> Result<(), String> {
 /// Everything but nodes is as it was, or added.
 fn surroundings(original: &Model, model: &Model) -> Result<(), String> {
     let (mut before, mut after) = (original.to_proto(), model.to_proto());
-    let old_constants = before.graph.as_mut().map(|g| std::mem::take(&mut g.initializer));
-    let new_constants = after.graph.as_mut().map(|g| std::mem::take(&mut g.initializer));
-    let (old_constants, new_constants) =
-        (old_constants.unwrap_or_default(), new_constants.unwrap_or_default());
+    let old_constants = before
+        .graph
+        .as_mut()
+        .map(|g| std::mem::take(&mut g.initializer));
+    let new_constants = after
+        .graph
+        .as_mut()
+        .map(|g| std::mem::take(&mut g.initializer));
+    let (old_constants, new_constants) = (
+        old_constants.unwrap_or_default(),
+        new_constants.unwrap_or_default(),
+    );
     let old = by_name(&old_constants, |c| c.name());
     for constant in &new_constants {
         let name = constant.name();
@@ -193,7 +208,8 @@ fn surroundings(original: &Model, model: &Model) -> Result<(), String> {
         }
     }
     for side in [&mut before, &mut after] {
-        side.functions.retain(|f| f.domain.as_deref() != Some("ai.velora"));
+        side.functions
+            .retain(|f| f.domain.as_deref() != Some("ai.velora"));
         side.opset_import.retain(|o| o.domain() != "ai.velora");
         if let Some(graph) = &mut side.graph {
             graph.node.clear();

@@ -14,8 +14,7 @@ impl Kind for Select {
     fn run(&self, case: &Case) -> Result<Found, String> {
         let graph = &case.model.graph;
         Ok(case.analyses().and_then(|analyses| {
-            let decisions =
-                select(graph, &analyses, &case.selection).map_err(|e| e.to_string())?;
+            let decisions = select(graph, &analyses, &case.selection).map_err(|e| e.to_string())?;
             let mut text = String::new();
             for decision in &decisions {
                 let role = decision

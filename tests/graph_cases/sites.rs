@@ -30,9 +30,7 @@ impl Kind for Sites {
             lines.sort();
             match lines.is_empty() {
                 true => "no contraction".to_owned(),
-                false => { lines.into_iter() }
-                    .map(|(_, line)| line + "\n")
-                    .collect(),
+                false => { lines.into_iter() }.map(|(_, line)| line + "\n").collect(),
             }
         }))
     }
