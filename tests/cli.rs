@@ -5,6 +5,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
+use regex::Regex;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -174,7 +175,16 @@ fn execute(dir: &Path, command: &str) -> Result<String, String> {
             let same = read(a)? == read(b)?;
             (i32::from(!same), Vec::new(), Vec::new())
         }
-        _ => return Err("expected velora-opt, ls, cat or same".to_owned()),
+        ["json", name, pointer] => {
+            let text = fs::read(dir.join(name)).map_err(|e| format!("{name}: {e}"))?;
+            let whole: serde_json::Value =
+                serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+            let part = whole.pointer(pointer).ok_or("no such part")?;
+            let mut text = serde_json::to_string_pretty(part).unwrap();
+            text.push('\n');
+            (0, text.into_bytes(), Vec::new())
+        }
+        _ => return Err("expected velora-opt, ls, cat, json or same".to_owned()),
     };
     let mut text = quote("|", &stdout, dir, head);
     text += &quote("!", &stderr, dir, None);
@@ -256,6 +266,9 @@ fn quote(mark: &str, bytes: &[u8], dir: &Path, head: Option<usize>) -> String {
             &format!("\"tool_version\": \"{version}\""),
             "\"tool_version\": \"[VERSION]\"",
         );
+    let text = Regex::new(r"\b\d+\.\d{3} ms\b")
+        .unwrap()
+        .replace_all(&text, "[TIME] ms");
     let mut quoted = String::new();
     for line in text.lines().take(head.unwrap_or(usize::MAX)) {
         quoted += format!("{mark} {line}").trim_end();

@@ -111,7 +111,7 @@ fn write(arguments: &OptimizeArguments, model: &Model) -> Result<()> {
 
 fn show_passes(arguments: &OptimizeArguments, ran: &Ran) {
     if let Some(kept) = &ran.kept {
-        eprint!("{}", print_model(&kept.to_proto()));
+        eprintln!("{}", print_model(&kept.to_proto()).trim_end());
     }
     for (pass, reason, time) in &ran.passes {
         if arguments.time_passes {

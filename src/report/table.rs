@@ -148,7 +148,8 @@ fn layers(report: &Report, style: Style, view: View) -> String {
             layer.activation.clone(),
             decision(layer, style, view),
             match layer.freed_bytes.exact() {
-                Some(0) => style.dash().to_owned(),
+                // A layer that is rewritten and frees nothing says so.
+                Some(0) if layer.decision != Decision::Rewritten => style.dash().to_owned(),
                 _ => Unit::Bytes.amount(&layer.freed_bytes, style.unicode),
             },
             list(keepers, style),

@@ -126,7 +126,8 @@ impl Lifetimes {
                 }
                 for &Use { node, slot } in &graph.value(value).users {
                     let reader = graph.node(node);
-                    let keeps = !(slot == Some(0) && is_view(reader))
+                    let view = slot == Some(0) && is_view(reader);
+                    let keeps = !view
                         && !needs_shape_only(reader, slot)
                         && step[node.index()] != usize::MAX;
                     if keeps {

@@ -349,6 +349,9 @@ impl Walk<'_> {
     /// across the features.
     fn forward_value(&self, operand: ValueId) -> Option<(ValueId, Option<bool>)> {
         let (mut here, mut last) = (operand, Some(true));
+        // Whether a view has merged or divided the axis in front of the features: the features could
+        // not be exchanged with it any more.
+        let mut merged = false;
         // Each step goes to a producer, so the walk ends with the acyclic graph.
         loop {
             let producer = self.graph.producer(here);
@@ -358,18 +361,20 @@ impl Walk<'_> {
             let node = self.graph.node(id);
             let source = node.inputs.first().copied().flatten();
             if swaps_last_two(node) {
-                last = last.map(|l| !l);
+                last = last.filter(|_| !merged).map(|l| !l);
             } else if is_view(node) {
-                let ends = [Some(here), source].map(|v| Some(self.dims(v?)?.last()?.clone()));
-                // A transposition above would meet a view that has merged axes.
-                if last != Some(true)
-                    && self.dims(here).map(<[Dim]>::len)
-                        != source.and_then(|s| self.dims(s)).map(<[Dim]>::len)
-                    || ends[0].is_none()
-                    || ends[0] != ends[1]
-                {
+                let from_end = |value: Option<ValueId>, axis: usize| {
+                    let dims = self.dims(value?)?;
+                    dims.len().checked_sub(axis).and_then(|i| dims.get(i))
+                };
+                let same = |axis| {
+                    let ends = [Some(here), source].map(|v| from_end(v, axis));
+                    ends[0].is_some() && ends[0] == ends[1]
+                };
+                if !same(1) {
                     last = None;
                 }
+                merged |= !same(2);
             } else {
                 return None;
             }

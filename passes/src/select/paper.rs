@@ -1,6 +1,6 @@
 //! The layers that the paper compresses, recognised by structure.
 //!
-//! A *down* projection's input comes from the MLP's activation function; a *value* projection's
+//! A *down* projection's input comes from the MLP's activation function, which may be written out; a *value* projection's
 //! output is the right operand of the product whose left operand comes from a softmax
 //! (arXiv 2405.17991, section 4).
 
@@ -38,17 +38,18 @@ fn activation_function(node: &Node) -> bool {
             | "BiasGelu"
             | "FastGelu"
             | "QuickGelu"
-            | "Erf"
-            | "Sigmoid"
             | "HardSwish"
             | "Swish"
             | "Mish"
             | "Elu"
             | "LeakyRelu"
-            | "Tanh"
             | "Softplus"
-            | "HardSigmoid"
     )
+}
+
+/// What GELU and SiLU are made of where an exporter writes them out.
+fn part_of_activation_function(node: &Node) -> bool {
+    matches!(node.op(), "Erf" | "Sigmoid" | "Tanh" | "HardSigmoid")
 }
 
 /// Element by element or a change of layout, so that a value stays "the same" through it.
@@ -78,6 +79,7 @@ fn passes(node: &Node) -> bool {
 fn from_activation_function(graph: &Graph, from: ValueId) -> bool {
     let mut seen = HashSet::new();
     let mut pending = vec![from];
+    let (mut parts, mut factors) = (Vec::new(), HashSet::new());
     while let Some(value) = pending.pop() {
         let Some(id) = graph.producer(value).filter(|n| seen.insert(*n)) else {
             continue;
@@ -86,11 +88,35 @@ fn from_activation_function(graph: &Graph, from: ValueId) -> bool {
         if activation_function(node) {
             return true;
         }
-        if passes(node) && seen.len() < REACH {
+        if part_of_activation_function(node) {
+            parts.push(id);
+        } else if passes(node) && seen.len() < REACH {
+            pending.extend(node.inputs.iter().flatten());
+            if node.op() == "Mul" {
+                factors.extend(node.inputs.iter().flatten().copied());
+            }
+        }
+    }
+    // x·σ(x) and x·Φ(x): a factor is what the part is a function of. What only follows a Tanh, like
+    // the classifier behind BERT's pooler, is no MLP's second half.
+    let of = |part: &NodeId| above(graph, *part);
+    parts.iter().any(|part| !factors.is_disjoint(&of(part)))
+}
+
+/// The values that a node is a function of, up to products and normalisations.
+fn above(graph: &Graph, node: NodeId) -> HashSet<ValueId> {
+    let mut found = HashSet::new();
+    let mut pending: Vec<ValueId> = graph.node(node).inputs.iter().flatten().copied().collect();
+    while let Some(value) = pending.pop() {
+        if graph.is_constant(value) || found.len() >= REACH || !found.insert(value) {
+            continue;
+        }
+        let producer = graph.producer(value).map(|n| graph.node(n));
+        if let Some(node) = producer.filter(|n| passes(n)) {
             pending.extend(node.inputs.iter().flatten());
         }
     }
-    false
+    found
 }
 
 /// Whether what a weight makes in forward becomes the right operand of a product with a softmax.
