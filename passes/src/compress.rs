@@ -10,15 +10,15 @@
 //! bit for bit what they were.
 
 use crate::direction::random_direction;
+use crate::names::Names;
 use crate::ops::{self, Op, Variant};
+use crate::proto::{float, float_vector, int, int_vector, ints, metadata, node, version};
 use crate::select::{Decision, Init, LayerSettings, sub_token_size};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::sites::Site;
 use velora_graph::ir::{Graph, Model, NodeId, Patch, ValueId};
-use velora_graph::onnx::schema::{
-    AttributeProto, AttributeType, NodeProto, StringStringEntryProto, TensorProto,
-};
+use velora_graph::onnx::schema::{AttributeProto, NodeProto, StringStringEntryProto};
 use velora_graph::text::ParseError;
 
 /// The name of the pass.
@@ -56,11 +56,7 @@ pub fn compress(
     let mut emit = Emit {
         graph: &model.graph,
         analyses,
-        names: model
-            .graph
-            .values()
-            .map(|v| model.graph.value(v).name.clone())
-            .collect(),
+        names: Names::new(&model.graph),
         patch: Patch::new(NAME, reason),
         used: BTreeMap::new(),
         redirected: BTreeSet::new(),
@@ -95,7 +91,7 @@ pub fn compress(
 struct Emit<'a> {
     graph: &'a Graph,
     analyses: &'a Analyses,
-    names: HashSet<String>,
+    names: Names,
     patch: Patch,
     /// Which variants of which operators are called.
     used: BTreeMap<Op, BTreeSet<Variant>>,
@@ -108,15 +104,8 @@ impl Emit<'_> {
         &self.graph.value(value).name
     }
 
-    /// A name that is not taken yet.
     fn fresh(&mut self, wanted: String) -> String {
-        let mut name = wanted.clone();
-        let mut count = 1;
-        while !self.names.insert(name.clone()) {
-            count += 1;
-            name = format!("{wanted}.{count}");
-        }
-        name
+        self.names.fresh(wanted)
     }
 
     /// v and z right behind X.
@@ -329,14 +318,11 @@ impl Emit<'_> {
         metadata: &[StringStringEntryProto],
     ) -> Result<Vec<NodeProto>, ParseError> {
         let call = NodeProto {
-            input: inputs.iter().map(|i| (*i).to_owned()).collect(),
-            output: vec![output.to_owned()],
             name: Some(format!("{}:{}", op.name(), output)),
-            op_type: Some(op.name().to_owned()),
             domain: Some(ops::DOMAIN.to_owned()),
             attribute: attributes.to_vec(),
             metadata_props: metadata.to_vec(),
-            ..Default::default()
+            ..node(op.name(), inputs, output)
         };
         if self.inline {
             let owner = match output.strip_prefix("velora.") {
@@ -360,12 +346,9 @@ impl Emit<'_> {
         metadata: &[StringStringEntryProto],
     ) -> NodeProto {
         NodeProto {
-            input: inputs.iter().map(|i| (*i).to_owned()).collect(),
-            output: vec![output.to_owned()],
             name: Some(output.to_owned()),
-            op_type: Some(op.to_owned()),
             metadata_props: metadata.to_vec(),
-            ..Default::default()
+            ..node(op, inputs, output)
         }
     }
 
@@ -378,37 +361,12 @@ impl Emit<'_> {
         metadata: &[StringStringEntryProto],
     ) -> NodeProto {
         let shape = self.fresh(format!("{output}_shape"));
-        let entries = [-1, width];
-        self.patch.add_initializer(TensorProto {
-            dims: vec![2],
-            data_type: Some(7),
-            name: Some(shape.clone()),
-            raw_data: Some(
-                entries
-                    .iter()
-                    .flat_map(|e| e.to_le_bytes())
-                    .collect::<Vec<_>>()
-                    .into(),
-            ),
-            ..Default::default()
-        });
+        self.patch.add_initializer(int_vector(&shape, &[-1, width]));
         self.plain("Reshape", &[input, &shape], output, metadata)
     }
 
     fn constant(&mut self, name: &str, values: &[f32]) {
-        self.patch.add_initializer(TensorProto {
-            dims: vec![values.len() as i64],
-            data_type: Some(1),
-            name: Some(name.to_owned()),
-            raw_data: Some(
-                values
-                    .iter()
-                    .flat_map(|v| v.to_le_bytes())
-                    .collect::<Vec<_>>()
-                    .into(),
-            ),
-            ..Default::default()
-        });
+        self.patch.add_initializer(float_vector(name, values));
     }
 
     /// Where a new node comes from, which tensor or parameter it stands for, and how it was made.
@@ -419,42 +377,12 @@ impl Emit<'_> {
         settings: &LayerSettings,
         groups: i64,
     ) -> Vec<StringStringEntryProto> {
-        let entry = |key: &str, value: &str| StringStringEntryProto {
-            key: Some(format!("velora.{key}")),
-            value: Some(value.to_owned()),
-        };
-        let mut entries = vec![entry("origin", origin)];
-        entries.push(entry(what, name));
-        entries.push(entry("groups", &groups.to_string()));
-        entries.push(entry("init", settings.init.name()));
-        entries.push(entry("version", env!("CARGO_PKG_VERSION")));
-        entries
-    }
-}
-
-fn int(name: &str, value: i64) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.to_owned()),
-        i: Some(value),
-        r#type: Some(AttributeType::Int as i32),
-        ..Default::default()
-    }
-}
-
-fn float(name: &str, value: f32) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.to_owned()),
-        f: Some(value),
-        r#type: Some(AttributeType::Float as i32),
-        ..Default::default()
-    }
-}
-
-fn ints(name: &str, values: Vec<i64>) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.to_owned()),
-        ints: values,
-        r#type: Some(AttributeType::Ints as i32),
-        ..Default::default()
+        vec![
+            metadata("origin", origin),
+            metadata(what, name),
+            metadata("groups", &groups.to_string()),
+            metadata("init", settings.init.name()),
+            version(),
+        ]
     }
 }

@@ -1,12 +1,12 @@
 //! Dependences as nodes.
 
 use super::{Dependence, NAME};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use crate::names::Names;
+use crate::proto::{int, int_vector, metadata, node, version};
+use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::buffers::is_view;
 use velora_graph::ir::{Graph, NodeId, Origin, Patch, ValueId};
-use velora_graph::onnx::schema::{
-    AttributeProto, AttributeType, NodeProto, StringStringEntryProto, TensorProto,
-};
+use velora_graph::onnx::schema::NodeProto;
 use velora_graph::shapes::{DataType, Shapes};
 
 /// Whether a node can be made to wait.
@@ -65,10 +65,7 @@ pub fn emit(graph: &Graph, shapes: &Shapes, pins: &BTreeSet<Dependence>) -> Patc
     );
     let mut emit = Emit {
         graph,
-        names: graph
-            .values()
-            .map(|v| graph.value(v).name.clone())
-            .collect(),
+        names: Names::new(graph),
         patch: Patch::new(NAME, reason),
         constants: BTreeMap::new(),
     };
@@ -97,7 +94,7 @@ pub fn emit(graph: &Graph, shapes: &Shapes, pins: &BTreeSet<Dependence>) -> Patc
 
 struct Emit<'g> {
     graph: &'g Graph,
-    names: HashSet<String>,
+    names: Names,
     patch: Patch,
     /// Shared integer vectors, by their entries.
     constants: BTreeMap<Vec<i64>, String>,
@@ -105,13 +102,7 @@ struct Emit<'g> {
 
 impl Emit<'_> {
     fn fresh(&mut self, wanted: String) -> String {
-        let mut name = wanted.clone();
-        let mut count = 1;
-        while !self.names.insert(name.clone()) {
-            count += 1;
-            name = format!("{wanted}.{count}");
-        }
-        name
+        self.names.fresh(wanted)
     }
 
     fn constant(&mut self, entries: Vec<i64>) -> String {
@@ -120,19 +111,7 @@ impl Emit<'_> {
         }
         let digits: Vec<String> = entries.iter().map(i64::to_string).collect();
         let name = self.fresh(format!("velora.pin.ints_{}", digits.join("_")));
-        self.patch.add_initializer(TensorProto {
-            dims: vec![entries.len() as i64],
-            data_type: Some(7),
-            name: Some(name.clone()),
-            raw_data: Some(
-                entries
-                    .iter()
-                    .flat_map(|e| e.to_le_bytes())
-                    .collect::<Vec<_>>()
-                    .into(),
-            ),
-            ..Default::default()
-        });
+        self.patch.add_initializer(int_vector(&name, &entries));
         self.constants.insert(entries, name.clone());
         name
     }
@@ -144,7 +123,7 @@ impl Emit<'_> {
         let tensor = self.graph.value(value).name.clone();
         let zero = self.constant(vec![0]);
         let rows = self.fresh(format!("velora.pin.{tensor}.rows"));
-        let mut nodes = vec![node(
+        let mut nodes = vec![part(
             "Slice",
             &[&tensor, &zero, &zero, &zero],
             &rows,
@@ -158,13 +137,13 @@ impl Emit<'_> {
         };
         nodes.push(NodeProto {
             attribute: vec![int("to", i64::from(DataType::INT64.0))],
-            ..node("Cast", &[&rows], &whole, &tensor)
+            ..part("Cast", &[&rows], &whole, &tensor)
         });
         if rank > 1 {
             let axes = self.constant((1..rank as i64).collect());
             nodes.push(NodeProto {
                 attribute: vec![int("keepdims", 0)],
-                ..node("ReduceSum", &[&whole, &axes], &last, &tensor)
+                ..part("ReduceSum", &[&whole, &axes], &last, &tensor)
             });
         }
         self.patch.insert_after(awaited, nodes);
@@ -189,39 +168,20 @@ impl Emit<'_> {
         let nodes = vec![
             NodeProto {
                 attribute: vec![int("axis", 0)],
-                ..node("Concat", &inputs, &shape, &tensor)
+                ..part("Concat", &inputs, &shape, &tensor)
             },
-            node("Reshape", &[&tensor, &shape], &gated, &tensor),
+            part("Reshape", &[&tensor, &shape], &gated, &tensor),
         ];
         self.patch.insert_before(waiter, nodes);
         self.patch.redirect(waiter, slot, gated);
     }
 }
 
-fn int(name: &str, value: i64) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.to_owned()),
-        i: Some(value),
-        r#type: Some(AttributeType::Int as i32),
-        ..Default::default()
-    }
-}
-
-fn node(op: &str, inputs: &[&str], output: &str, origin: &str) -> NodeProto {
-    let entry = |key: &str, value: &str| StringStringEntryProto {
-        key: Some(format!("velora.{key}")),
-        value: Some(value.to_owned()),
-    };
+/// A node of a pin.
+fn part(op: &str, inputs: &[&str], output: &str, origin: &str) -> NodeProto {
     NodeProto {
-        input: inputs.iter().map(|i| (*i).to_owned()).collect(),
-        output: vec![output.to_owned()],
         name: Some(output.to_owned()),
-        op_type: Some(op.to_owned()),
-        metadata_props: vec![
-            entry("op", "Pin"),
-            entry("origin", origin),
-            entry("version", env!("CARGO_PKG_VERSION")),
-        ],
-        ..Default::default()
+        metadata_props: vec![metadata("op", "Pin"), metadata("origin", origin), version()],
+        ..node(op, inputs, output)
     }
 }
