@@ -349,6 +349,8 @@ impl Walk<'_> {
     /// across the features.
     fn forward_value(&self, operand: ValueId) -> Option<(ValueId, Option<bool>)> {
         let (mut here, mut last) = (operand, Some(true));
+        // Whether a view nearer to the product has cut the axes anew.
+        let mut merged = false;
         // Each step goes to a producer, so the walk ends with the acyclic graph.
         loop {
             let producer = self.graph.producer(here);
@@ -358,18 +360,21 @@ impl Walk<'_> {
             let node = self.graph.node(id);
             let source = node.inputs.first().copied().flatten();
             if swaps_last_two(node) {
-                last = last.map(|l| !l);
+                // Flattening a transposed [B, S, D] mixes features with tokens; transposing what was
+                // flattened does not.
+                last = last.filter(|_| !merged).map(|l| !l);
             } else if is_view(node) {
-                let ends = [Some(here), source].map(|v| Some(self.dims(v?)?.last()?.clone()));
-                // A transposition above would meet a view that has merged axes.
-                if last != Some(true)
-                    && self.dims(here).map(<[Dim]>::len)
-                        != source.and_then(|s| self.dims(s)).map(<[Dim]>::len)
-                    || ends[0].is_none()
-                    || ends[0] != ends[1]
-                {
+                let [below, above] = [Some(here), source].map(|v| self.dims(v?));
+                let end = |dims: Option<&[Dim]>| dims?.last().cloned();
+                if end(below).is_none() || end(below) != end(above) {
                     last = None;
                 }
+                let one = Dim::from(1);
+                let long = |dims: Option<&[Dim]>| {
+                    let long = dims.into_iter().flatten().filter(|&d| *d != one);
+                    long.cloned().collect::<Vec<_>>()
+                };
+                merged |= long(below) != long(above);
             } else {
                 return None;
             }
