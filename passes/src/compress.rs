@@ -26,6 +26,8 @@ pub const NAME: &str = "compress";
 
 /// The compressed form of one activation.
 struct Compressed {
+    /// The view of X that z has the leading axes of.
+    input: ValueId,
     /// z as rows, [N, G].
     rows: String,
     /// z as X is, [..., G].
@@ -59,7 +61,6 @@ pub fn compress(
         names: Names::new(&model.graph),
         patch: Patch::new(NAME, reason),
         used: BTreeMap::new(),
-        redirected: BTreeSet::new(),
         inline,
     };
     let mut compressed: BTreeMap<ValueId, Compressed> = BTreeMap::new();
@@ -95,7 +96,6 @@ struct Emit<'a> {
     patch: Patch,
     /// Which variants of which operators are called.
     used: BTreeMap<Op, BTreeSet<Variant>>,
-    redirected: BTreeSet<(NodeId, usize)>,
     inline: bool,
 }
 
@@ -173,6 +173,7 @@ impl Emit<'_> {
             None => self.patch.insert_front(nodes),
         }
         Ok(Compressed {
+            input: site.input,
             rows,
             z,
             v,
@@ -248,19 +249,17 @@ impl Emit<'_> {
         Ok(())
     }
 
-    /// X̂ for a product that stays.
+    /// X̂ for a product that stays. What lies between X and the product may have other readers, which
+    /// keep the exact values, so the product gets copies of it.
     fn reconstructed(
         &mut self,
         site: &Site,
         settings: &LayerSettings,
         form: &Compressed,
     ) -> Result<(), ParseError> {
-        let Some((reader, slot)) = self.edge_from(site) else {
+        let Some(path) = self.path(site) else {
             return Ok(());
         };
-        if !self.redirected.insert((reader, slot)) {
-            return Ok(());
-        }
         let parameter = self.name(site.parameter).to_owned();
         let origin = self.graph.node(site.product).label(self.graph);
         let metadata = self.metadata(&origin, ("parameter", &parameter), settings, form.groups);
@@ -274,36 +273,58 @@ impl Emit<'_> {
             nodes.push(self.plain("Mul", &[&v, &factor], &scaled, &metadata));
             v = scaled;
         }
-        let x = self.fresh(format!("velora.{parameter}.X"));
+        let mut x = self.fresh(format!("velora.{parameter}.X"));
         let attributes = [int("groups", form.groups), int("features", site.features)];
+        // Another view of X than the one that was compressed: from rows, which every view has.
+        let same = site.input == form.input;
+        let z = if same { &form.z } else { &form.rows };
         nodes.extend(self.call(
             Op::Reconstruct,
             form.variant,
-            &[&form.z, &v],
+            &[z, &v],
             &x,
             &attributes,
             &metadata,
         )?);
-        self.patch.insert_before(reader, nodes);
-        self.patch.redirect(reader, slot, x);
+        let shape = self.analyses.shapes.of(site.input).shape.as_ref();
+        if !same && shape.is_some_and(|s| s.len() != 2) {
+            let input = self.name(site.input).to_owned();
+            let sizes = self.fresh(format!("velora.{parameter}.X_sizes"));
+            nodes.push(self.plain("Shape", &[&input], &sizes, &metadata));
+            let view = self.fresh(format!("velora.{parameter}.X_view"));
+            nodes.push(self.plain("Reshape", &[&x, &sizes], &view, &metadata));
+            x = view;
+        }
+        for id in path {
+            let copy = self.fresh(format!("velora.{parameter}.X_{}", nodes.len()));
+            let mut node = self.graph.node_proto(id);
+            if let Some(first) = node.input.first_mut() {
+                first.clone_from(&x);
+            }
+            node.output = vec![copy.clone()];
+            node.name = Some(copy.clone());
+            node.metadata_props.extend(metadata.iter().cloned());
+            nodes.push(node);
+            x = copy;
+        }
+        self.patch.insert_before(site.product, nodes);
+        self.patch.redirect(site.product, site.slot, x);
         Ok(())
     }
 
-    /// The backward read of X on the way to a product.
-    fn edge_from(&self, site: &Site) -> Option<(NodeId, usize)> {
+    /// The backward views and transpositions between X and a product, from X on.
+    fn path(&self, site: &Site) -> Option<Vec<NodeId>> {
+        let mut path = Vec::new();
         let (mut reader, mut slot) = (site.product, site.slot);
         loop {
-            let value = self
-                .graph
-                .node(reader)
-                .inputs
-                .get(slot)
-                .copied()
-                .flatten()?;
+            let inputs = &self.graph.node(reader).inputs;
+            let value = inputs.get(slot).copied().flatten()?;
             if value == site.input {
-                return Some((reader, slot));
+                path.reverse();
+                return Some(path);
             }
             (reader, slot) = (self.graph.producer(value)?, 0);
+            path.push(reader);
         }
     }
 
