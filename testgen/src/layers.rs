@@ -397,12 +397,15 @@ impl Tape {
                 self.node("Gemm", &[left, &right], &attributes, shape)
             }
             4 => {
-                // The tokens last, and not at once behind the transposition.
-                let right = self.flip(right);
-                let right = self.like("Neg", &[&right]);
-                let right = self.like("Neg", &[&right]);
+                // dY with its tokens last, and not at once behind the transposition.
+                let flipped = self.flip(dy);
+                let flipped = self.like("Neg", &[&flipped]);
+                let flipped = self.like("Neg", &[&flipped]);
+                if turned {
+                    return self.node("MatMul", &[&flipped, x], &[], shape);
+                }
                 let attributes = [int("transA", 1), int("transB", 1)];
-                self.node("Gemm", &[left, &right], &attributes, shape)
+                self.node("Gemm", &[x, &flipped], &attributes, shape)
             }
             _ => {
                 // Not a contraction alone: something is added, here nothing of worth.

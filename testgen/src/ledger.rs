@@ -12,7 +12,7 @@ use velora_graph::onnx::schema::{GraphProto, NodeProto};
 const VIEWS: [&str; 5] = ["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"];
 
 /// Of those that the generator and our operators' bodies are made of.
-const ELEMENT_WISE: [&str; 16] = [
+const ELEMENT_WISE: [&str; 17] = [
     "Add",
     "Sub",
     "Mul",
@@ -28,6 +28,7 @@ const ELEMENT_WISE: [&str; 16] = [
     "Where",
     "Softmax",
     "LogSoftmax",
+    "Clip",
     "Sum",
 ];
 

@@ -81,6 +81,8 @@ pub struct Generated {
     pub loss: String,
     /// By trained parameter: the gradient of the loss, before clipping and the like.
     pub gradients: BTreeMap<String, String>,
+    /// The outputs that gradients leave by.
+    pub gradient_outputs: Vec<String>,
     /// All weight-gradient contractions.
     pub contractions: Vec<Contraction>,
     /// The name of the symbolic batch, or the size where it is fixed.
@@ -342,6 +344,7 @@ impl Tape {
             rule(&mut self);
         }
         let mut gradients = BTreeMap::new();
+        let mut gradient_outputs = Vec::new();
         for parameter in self.parameters.clone() {
             let Some(gradient) = self.gradient(&parameter) else {
                 continue;
@@ -349,6 +352,7 @@ impl Tape {
             gradients.insert(parameter.name.clone(), gradient.name.clone());
             let out = tail(&mut self, &parameter, &gradient);
             self.output(&out);
+            gradient_outputs.push(out.name);
         }
         if let Some(seed) = shuffle {
             self.nodes = shuffled(std::mem::take(&mut self.nodes), seed);
@@ -379,6 +383,7 @@ impl Tape {
             inputs: self.inputs,
             loss: loss.name.clone(),
             gradients,
+            gradient_outputs,
             contractions: self.contractions,
             batch: batch.map_or(Ok("batch"), Err),
         }

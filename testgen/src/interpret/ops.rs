@@ -470,6 +470,8 @@ fn cast(x: &Tensor, to: i64) -> Tensor {
         }
         (Data::Float(e), 7) => Tensor::ints(&x.shape, e.iter().map(|&e| e as i64).collect()),
         (Data::Int(e), 9) => Tensor::bools(&x.shape, e.iter().map(|&e| e != 0).collect()),
+        (Data::Bool(e), 7) => Tensor::ints(&x.shape, e.iter().map(|&e| e.into()).collect()),
+        (Data::Int(e), 7) => Tensor::ints(&x.shape, e.to_vec()),
         (_, to) => panic!("a cast to {to}"),
     }
 }
