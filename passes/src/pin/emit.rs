@@ -20,7 +20,7 @@ pub fn waits(graph: &Graph, shapes: &Shapes, node: NodeId) -> bool {
 
 /// Whether a node can be waited for.
 pub fn awaited(graph: &Graph, shapes: &Shapes, node: NodeId) -> bool {
-    awaited_value(graph, node).is_some_and(|v| rank(shapes, v).is_some_and(|r| r > 0))
+    awaited_value(graph, node).is_some_and(|v| rank(shapes, v).is_some())
 }
 
 /// The output that stands for a node's being done.
@@ -132,13 +132,23 @@ impl<'g> Emit<'g> {
         let rank = rank(shapes, value)?;
         let tensor = self.graph.value(value).name.clone();
         let zero = self.constant(vec![0]);
+        let mut nodes = Vec::new();
+        // A loss is a scalar, which has no axis to cut.
+        let sliced = match rank {
+            0 => {
+                let vector = self.fresh(format!("velora.pin.{tensor}.vector"));
+                nodes.push(part("Unsqueeze", &[&tensor, &zero], &vector, &tensor));
+                vector
+            }
+            _ => tensor.clone(),
+        };
         let rows = self.fresh(format!("velora.pin.{tensor}.rows"));
-        let mut nodes = vec![part(
+        nodes.push(part(
             "Slice",
-            &[&tensor, &zero, &zero, &zero],
+            &[&sliced, &zero, &zero, &zero],
             &rows,
             &tensor,
-        )];
+        ));
         let last = self.fresh(format!("velora.pin.{tensor}"));
         let whole = if rank > 1 {
             self.fresh(format!("velora.pin.{tensor}.ints"))
