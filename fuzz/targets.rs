@@ -6,14 +6,11 @@
 use prost::Message;
 use prost::bytes::Bytes;
 use std::collections::BTreeMap;
-use velora_graph::analysis::partition::Partition;
-use velora_graph::analysis::roles::{Hints, roles};
-use velora_graph::analysis::sites::sites;
-use velora_graph::ir::{Graph, GraphError};
+use velora_graph::analysis::{Analyses, Settings};
+use velora_graph::ir::{Graph, GraphError, Model};
 use velora_graph::onnx::read::{UnknownFields, decode as read};
 use velora_graph::onnx::schema::ModelProto;
 use velora_graph::onnx::write::write_to;
-use velora_graph::shapes::{Context, infer};
 use velora_graph::text::{parse_model, parse_node, print_model, print_node};
 use velora_graph::verify::{verify, verify_model};
 
@@ -127,24 +124,22 @@ pub fn analyse(data: &[u8]) -> bool {
         "{indexed:?} and {verdict:?}"
     );
 
+    let model = Model {
+        shell: model,
+        graph,
+    };
     let sizes = BTreeMap::from([("batch".into(), 8)]);
-    for sizes in [&BTreeMap::new(), &sizes] {
-        let context = Context {
-            opsets: &model.opset_import,
-            functions: &model.functions,
+    for sizes in [BTreeMap::new(), sizes] {
+        let settings = Settings {
             sizes,
+            ..Settings::default()
         };
-        let shapes = infer(&graph, &context);
-        for value in graph.values() {
-            let _ = shapes.bytes(value).map(|bytes| bytes.to_string());
+        if let Ok(analyses) = Analyses::new(&model, &settings) {
+            for value in model.graph.values() {
+                let _ = analyses.shapes.bytes(value).map(|bytes| bytes.to_string());
+            }
         }
     }
-    let Ok(roles) = roles(&graph, &Hints::default()) else {
-        return true;
-    };
-    let partition = Partition::new(&graph, &roles);
-    let _ = partition.saved(&graph);
-    let _ = sites(&graph, &roles, &partition);
     // Passes go here: each on `graph`, the result verified.
     true
 }
