@@ -79,8 +79,9 @@ impl Atom {
 /// value, and so are `Ord::max` and `Ord::min`: take [`Dim::maximum`] and [`Dim::minimum`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Dim {
-    /// Nonzero coefficients by monomial; `None` is the undefined dimension.
-    terms: Option<Terms>,
+    /// Nonzero coefficients by monomial; `None` is the undefined dimension. Shared, because most
+    /// dimensions of a graph are copies of others.
+    shared: Option<Arc<Terms>>,
 }
 
 impl From<i64> for Dim {
@@ -89,7 +90,7 @@ impl From<i64> for Dim {
         let mut terms = Terms::new();
         let added = add_term(&mut terms, Mono::default(), value);
         Dim {
-            terms: added.map(|()| terms),
+            shared: added.map(|()| Arc::new(terms)),
         }
     }
 }
@@ -102,12 +103,16 @@ impl Dim {
 
     fn atom(atom: Atom) -> Self {
         Dim {
-            terms: Some(Terms::from([(Mono(vec![(atom, 1)]), 1)])),
+            shared: Some(Arc::new(Terms::from([(Mono(vec![(atom, 1)]), 1)]))),
         }
     }
 
+    fn terms(&self) -> Option<&Terms> {
+        self.shared.as_deref()
+    }
+
     fn undefined() -> Self {
-        Dim { terms: None }
+        Dim { shared: None }
     }
 
     fn of(terms: Option<Terms>) -> Self {
@@ -116,18 +121,18 @@ impl Dim {
             atoms.fold(t.len(), usize::saturating_add) <= 2 * MAX_SIZE
         };
         Dim {
-            terms: terms.filter(fits),
+            shared: terms.filter(fits).map(Arc::new),
         }
     }
 
     /// Whether this is the result of an overflow or of a division by the constant 0.
     pub fn is_undefined(&self) -> bool {
-        self.terms.is_none()
+        self.shared.is_none()
     }
 
     /// Atoms and terms, counted through nesting: what the expression costs to hold.
     pub(crate) fn size(&self) -> usize {
-        let terms = self.terms.as_ref();
+        let terms = self.terms();
         let atoms = terms.into_iter().flat_map(Terms::keys).flat_map(|m| &m.0);
         atoms.fold(terms.map_or(0, Terms::len), |size, (atom, _)| {
             size.saturating_add(atom.size())
@@ -136,7 +141,7 @@ impl Dim {
 
     /// The value, where it does not depend on any symbol.
     pub fn as_const(&self) -> Option<i64> {
-        let terms = self.terms.as_ref()?;
+        let terms = self.terms()?;
         match terms.len() {
             0 => Some(0),
             1 => terms.get(&Mono::default()).copied(),
@@ -152,12 +157,26 @@ impl Dim {
     }
 
     fn collect_symbols(&self, found: &mut BTreeSet<Arc<str>>) {
-        for (atom, _) in self.terms.iter().flat_map(Terms::keys).flat_map(|m| &m.0) {
+        for (atom, _) in self
+            .terms()
+            .into_iter()
+            .flat_map(Terms::keys)
+            .flat_map(|m| &m.0)
+        {
             match atom {
                 Atom::Symbol(name) => drop(found.insert(name.clone())),
                 Atom::Op(op) => op.args.iter().for_each(|a| a.collect_symbols(found)),
             }
         }
+    }
+
+    /// Whether every symbol in the expression passes a test.
+    pub(crate) fn every_symbol(&self, test: &dyn Fn(&str) -> bool) -> bool {
+        let monos = self.terms().into_iter().flat_map(Terms::keys);
+        monos.flat_map(|m| &m.0).all(|(atom, _)| match atom {
+            Atom::Symbol(name) => test(name),
+            Atom::Op(op) => op.args.iter().all(|a| a.every_symbol(test)),
+        })
     }
 
     /// The value under `values`; `None` where a symbol has no value, a divisor is 0, the result
@@ -168,7 +187,7 @@ impl Dim {
 
     fn eval_wide(&self, values: &BTreeMap<Arc<str>, i64>) -> Option<i128> {
         let mut total = 0i128;
-        for (mono, coef) in self.terms.as_ref()? {
+        for (mono, coef) in self.terms()? {
             let mut product = i128::from(*coef);
             for (atom, e) in &mono.0 {
                 let value = match atom {
@@ -184,7 +203,7 @@ impl Dim {
 
     /// Replaces symbols by expressions, all at once, and simplifies; symbols without an entry stay.
     pub fn substitute(&self, with: &BTreeMap<Arc<str>, Dim>) -> Dim {
-        let Some(terms) = &self.terms else {
+        let Some(terms) = self.terms() else {
             return Dim::undefined();
         };
         let mut total = Dim::from(0);
@@ -223,9 +242,9 @@ impl Dim {
 
     /// The polynomial `q` with `q·other == self`, where there is one within the size bounds.
     pub fn exact_div(&self, other: &Dim) -> Option<Dim> {
-        let divisor = other.terms.as_ref()?;
+        let divisor = other.terms()?;
         let (lead, lead_coef) = divisor.first_key_value()?;
-        let mut rest = self.terms.clone()?;
+        let mut rest = self.terms()?.clone();
         let mut quotient = Terms::new();
         while let Some((mono, coef)) = rest.first_key_value() {
             if coef.checked_rem(*lead_coef)? != 0 {
@@ -269,13 +288,13 @@ impl Dim {
     /// Both over their common monomial and integer factors, the divisor's first coefficient made
     /// positive. `None` if either is undefined or the divisor is 0.
     fn cancel(&self, other: &Dim) -> Option<(Dim, Dim)> {
-        let (n, d) = (self.terms.as_ref()?, other.terms.as_ref()?);
+        let (n, d) = (self.terms()?, other.terms()?);
         let (lead, lead_coef) = d.first_key_value()?;
         let common = n.keys().chain(d.keys()).fold(lead.clone(), |g, m| g.gcd(m));
         let content = n.values().chain(d.values()).fold(0, |g, c| gcd(g, *c));
         let factor = Terms::from([(common, content.checked_mul(lead_coef.signum())?)]);
         let factor = Dim {
-            terms: Some(factor),
+            shared: Some(Arc::new(factor)),
         };
         Some((self.exact_div(&factor)?, other.exact_div(&factor)?))
     }
@@ -283,7 +302,7 @@ impl Dim {
     /// Floor division by `d > 0`: multiples of `d` leave the atom, and what is in it has
     /// coefficients in `0..d` without a factor in common with `d`.
     fn div_floor_const(&self, d: i64) -> Option<Dim> {
-        let terms = self.terms.as_ref()?;
+        let terms = self.terms()?;
         let one = Mono::default();
         let common = terms
             .iter()
@@ -307,7 +326,7 @@ impl Dim {
 
     /// `self - other·floor(self / other)`: the remainder with the divisor's sign, as in Python.
     pub fn modulo(&self, other: &Dim) -> Dim {
-        let (Some(n), Some(d)) = (&self.terms, &other.terms) else {
+        let (Some(n), Some(d)) = (self.terms(), other.terms()) else {
             return Dim::undefined();
         };
         if d.is_empty() {
@@ -384,11 +403,7 @@ impl Dim {
 
     /// The operation atom this is, if it is one and nothing else.
     fn as_op(&self) -> Option<&OpAtom> {
-        let (mono, coef) = self
-            .terms
-            .as_ref()
-            .filter(|t| t.len() == 1)?
-            .first_key_value()?;
+        let (mono, coef) = self.terms().filter(|t| t.len() == 1)?.first_key_value()?;
         match mono.0.as_slice() {
             [(Atom::Op(op), 1)] if *coef == 1 => Some(op),
             _ => None,
@@ -399,11 +414,11 @@ impl Dim {
     fn op(op: Op, args: Vec<Dim>) -> Dim {
         let atoms = || {
             args.iter()
-                .flat_map(|a| &a.terms)
+                .filter_map(Dim::terms)
                 .flat_map(Terms::keys)
                 .flat_map(|m| &m.0)
         };
-        let terms: usize = args.iter().flat_map(|a| &a.terms).map(Terms::len).sum();
+        let terms: usize = args.iter().filter_map(Dim::terms).map(Terms::len).sum();
         let size = atoms().fold(1 + terms, |s, (a, _)| s.saturating_add(a.size()));
         let depth = 1 + atoms().map(|(a, _)| a.depth()).max().unwrap_or(0);
         if size > MAX_SIZE || depth > MAX_DEPTH || args.iter().any(Dim::is_undefined) {
@@ -444,7 +459,8 @@ impl Dim {
     /// Sound and incomplete: each negative term of the difference must be covered by positive terms
     /// whose monomials are multiples of its own. `false` means not proven.
     pub fn dominates(&self, other: &Dim) -> bool {
-        let Some(difference) = (self - other).terms else {
+        let difference = self - other;
+        let Some(difference) = difference.terms() else {
             return false;
         };
         let mut atoms = difference.keys().flat_map(|m| &m.0);
@@ -501,7 +517,7 @@ macro_rules! operator {
         impl $trait<&Dim> for &Dim {
             type Output = Dim;
             fn $method(self, other: &Dim) -> Dim {
-                let (Some(a), Some(b)) = (&self.terms, &other.terms) else {
+                let (Some(a), Some(b)) = (self.terms(), other.terms()) else {
                     return Dim::undefined();
                 };
                 Dim::of($with(a, b))

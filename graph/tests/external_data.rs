@@ -139,7 +139,7 @@ fn external_data_is_checked_wherever_tensors_are() {
             ..attribute()
         })),
         in_graph(in_node(AttributeProto {
-            sparse_tensor: Some(sparse()),
+            sparse_tensor: Some(Box::new(sparse())),
             ..attribute()
         })),
         in_graph(in_node(AttributeProto {

@@ -440,23 +440,24 @@ fn contradictions_name_both_facts() {
         ),
         (
             errors("g (float[b] x) => (y) { y = Relu(x) }", &[("b", 0)]),
-            "tensor 'x': the size 'b' is given as 0, but a size is at least 1; check the sizes \
-             given with --dim",
+            "tensor 'x': the size 'b' is given as 0, but a size is at least 1; \
+             without the sizes given there is no contradiction: check --dim",
         ),
         (
             errors(
                 "g (float[b] x) => (y) <float[2] x = {1, 2}> { y = Relu(x) }",
                 &[("b", 3)],
             ),
-            "tensor 'x': axis 0 is 2 in the shape [2], but the file declares 3 in [3]; the \
-             declaration is stale: export the model again, or drop its value_info",
+            "tensor 'x': axis 0 is 2 in the shape [2], but the file declares 3 in [3]; \
+             without the sizes given there is no contradiction: check --dim",
         ),
         (
             errors(
                 r#"g (float["n - 4"] x) => (y) { y = Relu(x) }"#,
                 &[("n", 2)],
             ),
-            "tensor 'x': axis 0 would be -2, but no size is negative; check the sizes of the inputs",
+            "tensor 'x': axis 0 would be -2, but no size is negative; without the sizes given \
+             there is no contradiction: check --dim",
         ),
         (
             refused(

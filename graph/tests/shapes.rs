@@ -238,3 +238,22 @@ fn elements_of_shape_tensors_are_expressions() {
         .collect();
     assert_eq!(elements, ["batch", "seq", "64"]);
 }
+
+/// The tables of rotary embeddings have 32 rows: a longer sequence fails in the runtime.
+#[test]
+fn sizes_that_no_run_can_have_are_contradictions() {
+    let model = load("aot/llama_tiny");
+    let graph = Graph::from_proto(model.graph.clone().unwrap()).unwrap();
+    let sizes = BTreeMap::from([(Arc::from("batch"), 2), (Arc::from("seq"), 40)]);
+    let context = Context {
+        opsets: &model.opset_import,
+        functions: &model.functions,
+        sizes: &sizes,
+    };
+    let errors = infer(&graph, &context).unwrap_err().to_string();
+    assert_eq!(
+        errors.lines().next().unwrap(),
+        "node 'node_mul_5' (Mul), tensor 'slice_1': the shape [32, 16] has a 32, but 'permute_1' \
+         [2, 4, 40, 16] has a 40 there; without the sizes given there is no contradiction: check --dim"
+    );
+}

@@ -118,6 +118,27 @@ fn models_round_trip() {
     }
 }
 
+/// An absent version, domain or overload is not the same as a zero or an empty one.
+#[test]
+fn what_is_absent_stays_absent() {
+    for (text, version, domain, overload) in [
+        ("g () => () {} f () => () {}", None, None, None),
+        (
+            "<ir_version: 0> g () => () {} <domain: \"\", overload: \"\"> f () => () {}",
+            Some(0),
+            Some(""),
+            Some(""),
+        ),
+    ] {
+        let model = parse_model(text).unwrap();
+        let again = parse_model(&print_model(&model)).unwrap();
+        assert_eq!(again, model);
+        assert_eq!(again.ir_version, version);
+        assert_eq!(again.functions[0].domain.as_deref(), domain);
+        assert_eq!(again.functions[0].overload.as_deref(), overload);
+    }
+}
+
 #[test]
 fn graphs_round_trip() {
     let text = r#"g (float[N,"a b",?] x, seq(map(int64, float[])) "x.1", "float", int8[2] d) => (float y) 

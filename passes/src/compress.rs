@@ -10,16 +10,15 @@
 //! bit for bit what they were.
 
 use crate::direction::random_direction;
+use crate::names::Names;
 use crate::ops::{self, Op, Variant};
+use crate::proto::{float, float_vector, int, int_vector, ints, metadata, node, version};
 use crate::select::{Decision, Init, LayerSettings, sub_token_size};
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::sites::Site;
-use velora_graph::ir::{Graph, Model, Patch, ValueId};
-use velora_graph::onnx::schema::{
-    AttributeProto, AttributeType, NodeProto, StringStringEntryProto, TensorProto,
-};
+use velora_graph::ir::{Graph, Model, NodeId, Patch, ValueId};
+use velora_graph::onnx::schema::{AttributeProto, NodeProto, StringStringEntryProto};
 use velora_graph::text::ParseError;
 
 /// The name of the pass.
@@ -27,8 +26,12 @@ pub const NAME: &str = "compress";
 
 /// The compressed form of one activation.
 struct Compressed {
+    /// The view of X that z has the leading axes of.
+    input: ValueId,
     /// z as rows, [N, G].
     rows: String,
+    /// z as X is, [..., G].
+    z: String,
     v: String,
     groups: i64,
     variant: Variant,
@@ -55,24 +58,22 @@ pub fn compress(
     let mut emit = Emit {
         graph: &model.graph,
         analyses,
-        names: model
-            .graph
-            .values()
-            .map(|v| model.graph.value(v).name.clone())
-            .collect(),
+        names: Names::new(&model.graph),
         patch: Patch::new(NAME, reason),
         used: BTreeMap::new(),
         inline,
     };
     let mut compressed: BTreeMap<ValueId, Compressed> = BTreeMap::new();
     for (decision, site) in &chosen {
-        let form = match compressed.entry(site.activation) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(emit.compress(site, &decision.settings)?),
-        };
-        match site.plain {
-            true => emit.factored(site, &decision.settings, form)?,
-            false => emit.reconstructed(site, &decision.settings, form)?,
+        if !compressed.contains_key(&site.activation) {
+            let form = emit.compress(site, &decision.settings)?;
+            compressed.insert(site.activation, form);
+        }
+        if let Some(form) = compressed.get(&site.activation) {
+            match site.plain {
+                true => emit.factored(site, &decision.settings, form)?,
+                false => emit.reconstructed(site, &decision.settings, form)?,
+            }
         }
     }
     let Emit {
@@ -91,7 +92,7 @@ pub fn compress(
 struct Emit<'a> {
     graph: &'a Graph,
     analyses: &'a Analyses,
-    names: HashSet<String>,
+    names: Names,
     patch: Patch,
     /// Which variants of which operators are called.
     used: BTreeMap<Op, BTreeSet<Variant>>,
@@ -103,15 +104,8 @@ impl Emit<'_> {
         &self.graph.value(value).name
     }
 
-    /// A name that is not taken yet.
     fn fresh(&mut self, wanted: String) -> String {
-        let mut name = wanted.clone();
-        let mut count = 1;
-        while !self.names.insert(name.clone()) {
-            count += 1;
-            name = format!("{wanted}.{count}");
-        }
-        name
+        self.names.fresh(wanted)
     }
 
     /// v and z right behind X.
@@ -179,7 +173,9 @@ impl Emit<'_> {
             None => self.patch.insert_front(nodes),
         }
         Ok(Compressed {
+            input: site.input,
             rows,
+            z,
             v,
             groups,
             variant,
@@ -253,17 +249,19 @@ impl Emit<'_> {
         Ok(())
     }
 
-    /// X̂ for a product that stays: a `Gemm`, whose operands are matrices. It goes into the product
-    /// itself, since views and transpositions of X on the way to it may have other readers.
+    /// X̂ for a product that stays. What lies between X and the product may have other readers, which
+    /// keep the exact values, so the product gets copies of it.
     fn reconstructed(
         &mut self,
         site: &Site,
         settings: &LayerSettings,
         form: &Compressed,
     ) -> Result<(), ParseError> {
-        let product = self.graph.node(site.product);
+        let Some(path) = self.path(site) else {
+            return Ok(());
+        };
         let parameter = self.name(site.parameter).to_owned();
-        let origin = product.label(self.graph);
+        let origin = self.graph.node(site.product).label(self.graph);
         let metadata = self.metadata(&origin, ("parameter", &parameter), settings, form.groups);
         let mut nodes = Vec::new();
         let mut v = form.v.clone();
@@ -277,26 +275,57 @@ impl Emit<'_> {
         }
         let mut x = self.fresh(format!("velora.{parameter}.X"));
         let attributes = [int("groups", form.groups), int("features", site.features)];
+        // Another view of X than the one that was compressed: from rows, which every view has.
+        let same = site.input == form.input;
+        let z = if same { &form.z } else { &form.rows };
         nodes.extend(self.call(
             Op::Reconstruct,
             form.variant,
-            &[&form.rows, &v],
+            &[z, &v],
             &x,
             &attributes,
             &metadata,
         )?);
-        let flag = if site.slot == 0 { "transA" } else { "transB" };
-        let features_last = (site.slot == 1) != (product.int(flag, 0) != 0);
-        if !features_last {
-            let upright = std::mem::replace(&mut x, self.fresh(format!("velora.{parameter}.X_t")));
-            nodes.push(NodeProto {
-                attribute: vec![ints("perm", vec![1, 0])],
-                ..self.plain("Transpose", &[&upright], &x, &metadata)
-            });
+        let shape = self.analyses.shapes.of(site.input).shape.as_ref();
+        if !same && shape.is_some_and(|s| s.len() != 2) {
+            let input = self.name(site.input).to_owned();
+            let sizes = self.fresh(format!("velora.{parameter}.X_sizes"));
+            nodes.push(self.plain("Shape", &[&input], &sizes, &metadata));
+            let view = self.fresh(format!("velora.{parameter}.X_view"));
+            nodes.push(self.plain("Reshape", &[&x, &sizes], &view, &metadata));
+            x = view;
+        }
+        for id in path {
+            let copy = self.fresh(format!("velora.{parameter}.X_{}", nodes.len()));
+            let mut node = self.graph.node_proto(id);
+            if let Some(first) = node.input.first_mut() {
+                first.clone_from(&x);
+            }
+            node.output = vec![copy.clone()];
+            node.name = Some(copy.clone());
+            node.metadata_props.extend(metadata.iter().cloned());
+            nodes.push(node);
+            x = copy;
         }
         self.patch.insert_before(site.product, nodes);
         self.patch.redirect(site.product, site.slot, x);
         Ok(())
+    }
+
+    /// The backward views and transpositions between X and a product, from X on.
+    fn path(&self, site: &Site) -> Option<Vec<NodeId>> {
+        let mut path = Vec::new();
+        let (mut reader, mut slot) = (site.product, site.slot);
+        loop {
+            let inputs = &self.graph.node(reader).inputs;
+            let value = inputs.get(slot).copied().flatten()?;
+            if value == site.input {
+                path.reverse();
+                return Some(path);
+            }
+            (reader, slot) = (self.graph.producer(value)?, 0);
+            path.push(reader);
+        }
     }
 
     /// A call of one of our operators: one node, or its body's.
@@ -310,14 +339,11 @@ impl Emit<'_> {
         metadata: &[StringStringEntryProto],
     ) -> Result<Vec<NodeProto>, ParseError> {
         let call = NodeProto {
-            input: inputs.iter().map(|i| (*i).to_owned()).collect(),
-            output: vec![output.to_owned()],
             name: Some(format!("{}:{}", op.name(), output)),
-            op_type: Some(op.name().to_owned()),
             domain: Some(ops::DOMAIN.to_owned()),
             attribute: attributes.to_vec(),
             metadata_props: metadata.to_vec(),
-            ..Default::default()
+            ..node(op.name(), inputs, output)
         };
         if self.inline {
             let owner = match output.strip_prefix("velora.") {
@@ -341,12 +367,9 @@ impl Emit<'_> {
         metadata: &[StringStringEntryProto],
     ) -> NodeProto {
         NodeProto {
-            input: inputs.iter().map(|i| (*i).to_owned()).collect(),
-            output: vec![output.to_owned()],
             name: Some(output.to_owned()),
-            op_type: Some(op.to_owned()),
             metadata_props: metadata.to_vec(),
-            ..Default::default()
+            ..node(op, inputs, output)
         }
     }
 
@@ -359,37 +382,12 @@ impl Emit<'_> {
         metadata: &[StringStringEntryProto],
     ) -> NodeProto {
         let shape = self.fresh(format!("{output}_shape"));
-        let entries = [-1, width];
-        self.patch.add_initializer(TensorProto {
-            dims: vec![2],
-            data_type: Some(7),
-            name: Some(shape.clone()),
-            raw_data: Some(
-                entries
-                    .iter()
-                    .flat_map(|e| e.to_le_bytes())
-                    .collect::<Vec<_>>()
-                    .into(),
-            ),
-            ..Default::default()
-        });
+        self.patch.add_initializer(int_vector(&shape, &[-1, width]));
         self.plain("Reshape", &[input, &shape], output, metadata)
     }
 
     fn constant(&mut self, name: &str, values: &[f32]) {
-        self.patch.add_initializer(TensorProto {
-            dims: vec![values.len() as i64],
-            data_type: Some(1),
-            name: Some(name.to_owned()),
-            raw_data: Some(
-                values
-                    .iter()
-                    .flat_map(|v| v.to_le_bytes())
-                    .collect::<Vec<_>>()
-                    .into(),
-            ),
-            ..Default::default()
-        });
+        self.patch.add_initializer(float_vector(name, values));
     }
 
     /// Where a new node comes from, which tensor or parameter it stands for, and how it was made.
@@ -400,42 +398,12 @@ impl Emit<'_> {
         settings: &LayerSettings,
         groups: i64,
     ) -> Vec<StringStringEntryProto> {
-        let entry = |key: &str, value: &str| StringStringEntryProto {
-            key: Some(format!("velora.{key}")),
-            value: Some(value.to_owned()),
-        };
-        let mut entries = vec![entry("origin", origin)];
-        entries.push(entry(what, name));
-        entries.push(entry("groups", &groups.to_string()));
-        entries.push(entry("init", settings.init.name()));
-        entries.push(entry("version", env!("CARGO_PKG_VERSION")));
-        entries
-    }
-}
-
-fn int(name: &str, value: i64) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.to_owned()),
-        i: Some(value),
-        r#type: Some(AttributeType::Int as i32),
-        ..Default::default()
-    }
-}
-
-fn float(name: &str, value: f32) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.to_owned()),
-        f: Some(value),
-        r#type: Some(AttributeType::Float as i32),
-        ..Default::default()
-    }
-}
-
-fn ints(name: &str, values: Vec<i64>) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.to_owned()),
-        ints: values,
-        r#type: Some(AttributeType::Ints as i32),
-        ..Default::default()
+        vec![
+            metadata("origin", origin),
+            metadata(what, name),
+            metadata("groups", &groups.to_string()),
+            metadata("init", settings.init.name()),
+            version(),
+        ]
     }
 }

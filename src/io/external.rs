@@ -228,7 +228,7 @@ fn visit_attributes(attributes: &mut [AttributeProto], each: Visitor<'_>) -> Res
     for attribute in attributes {
         let tensors = attribute.t.iter_mut().chain(&mut attribute.tensors);
         tensors.into_iter().try_for_each(&mut *each)?;
-        let sparse = attribute.sparse_tensor.iter_mut();
+        let sparse = attribute.sparse_tensor.as_deref_mut().into_iter();
         for sparse in sparse.chain(&mut attribute.sparse_tensors) {
             let parts = sparse.values.iter_mut().chain(&mut sparse.indices);
             parts.into_iter().try_for_each(&mut *each)?;

@@ -38,7 +38,7 @@ def inferred(binary, path, sizes=None):
     flags = [f for n, s in (sizes or {}).items() for f in ("--dim", f"{n}={s}")]
     result = subprocess.run([binary, path, *flags], capture_output=True, text=True)
     if result.returncode or result.stderr:
-        raise SystemExit(f"{path}: {result.stderr}")
+        raise SystemExit(f"{path}: {result.stderr.strip()}")
     return {v["name"]: v for v in map(json.loads, result.stdout.splitlines())}
 
 

@@ -55,7 +55,7 @@ pub struct Lifetimes {
 }
 
 /// Element-wise operators of which an output may be written over an input of the same bytes.
-fn element_wise(node: &Node) -> bool {
+pub fn element_wise(node: &Node) -> bool {
     node.domain().is_empty()
         && matches!(
             node.op(),

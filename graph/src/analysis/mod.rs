@@ -10,7 +10,7 @@ pub mod sites;
 
 use crate::dim::Dim;
 use crate::ir::{Graph, Model};
-use crate::shapes::{Context, ShapeErrors, Shapes, ValueType, infer};
+use crate::shapes::{Context, Declarations, ShapeErrors, Shapes, infer};
 use buffers::Buffers;
 use partition::Partition;
 use roles::{Hints, RoleError, Roles, roles};
@@ -91,7 +91,9 @@ impl Analyses {
 
 /// The symbols in the shapes of a graph's inputs: what `--dim` can give a size to.
 pub fn symbols(graph: &Graph) -> BTreeSet<Arc<str>> {
-    let shape = |info| ValueType::declared(info, &BTreeMap::new()).shape;
-    let dims = graph.input_infos().iter().filter_map(shape).flatten();
-    dims.flat_map(|d: Dim| d.symbols()).collect()
+    let none = BTreeMap::new();
+    let mut declarations = Declarations::new(&none);
+    let infos = graph.input_infos().iter();
+    let shapes = infos.filter_map(|info| declarations.read(info).shape);
+    shapes.flatten().flat_map(|d: Dim| d.symbols()).collect()
 }

@@ -136,32 +136,31 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
     })
 }
 
-/// The parameter with the longest name that stands whole inside `output`; an output with the very
-/// name's letters and nothing else would be the parameter itself, not its gradient.
+/// The parameter with the longest name that stands whole inside `output`, not as a piece of a longer
+/// word; an output with the very name's letters and nothing else would be the parameter itself, not
+/// its gradient.
 fn owner(output: &str, inputs: &BTreeMap<&str, (ValueId, &ValueInfoProto)>) -> Option<ValueId> {
+    let longest = inputs.keys().map(|name| name.len()).max()?;
+    let chars: Vec<(usize, char)> = output.char_indices().collect();
+    let is_word = |at: usize| chars.get(at).is_some_and(|(_, c)| c.is_alphanumeric());
+    let offset = |at: usize| chars.get(at).map_or(output.len(), |(offset, _)| *offset);
+    let starts = (0..chars.len()).filter(|&at| at == 0 || !is_word(at - 1));
+    let ends: Vec<usize> = (1..=chars.len()).filter(|&at| !is_word(at)).collect();
     let mut best: Option<(usize, ValueId)> = None;
-    for (start, _) in output.char_indices() {
-        for (end, _) in output.char_indices().chain([(output.len(), ' ')]) {
-            if end <= start || (start, end) == (0, output.len()) {
+    for start in starts.map(offset) {
+        for end in ends.iter().map(|&at| offset(at)) {
+            if end <= start || end - start > longest || (start, end) == (0, output.len()) {
                 continue;
             }
-            let Some(&(value, _)) = inputs.get(&output[start..end]) else {
-                continue;
-            };
-            let longer = best.is_none_or(|(length, _)| end - start > length);
-            if longer && bounded(output, start, end) {
+            let found = inputs.get(&output[start..end]);
+            if let Some(&(value, _)) = found
+                && best.is_none_or(|(length, _)| end - start > length)
+            {
                 best = Some((end - start, value));
             }
         }
     }
     best.map(|(_, value)| value)
-}
-
-/// Whether `text[start..end]` is not a piece of a longer word.
-fn bounded(text: &str, start: usize, end: usize) -> bool {
-    let before = text[..start].chars().next_back();
-    let after = text[end..].chars().next();
-    !before.is_some_and(char::is_alphanumeric) && !after.is_some_and(char::is_alphanumeric)
 }
 
 fn tensor(info: &ValueInfoProto) -> Option<&type_proto::Tensor> {

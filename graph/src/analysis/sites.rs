@@ -349,8 +349,7 @@ impl Walk<'_> {
     /// across the features.
     fn forward_value(&self, operand: ValueId) -> Option<(ValueId, Option<bool>)> {
         let (mut here, mut last) = (operand, Some(true));
-        // Whether a view has merged or divided the axis in front of the features: the features could
-        // not be exchanged with it any more.
+        // Whether a view nearer to the product has cut the axes anew.
         let mut merged = false;
         // Each step goes to a producer, so the walk ends with the acyclic graph.
         loop {
@@ -361,20 +360,21 @@ impl Walk<'_> {
             let node = self.graph.node(id);
             let source = node.inputs.first().copied().flatten();
             if swaps_last_two(node) {
+                // Flattening a transposed [B, S, D] mixes features with tokens; transposing what was
+                // flattened does not.
                 last = last.filter(|_| !merged).map(|l| !l);
             } else if is_view(node) {
-                let from_end = |value: Option<ValueId>, axis: usize| {
-                    let dims = self.dims(value?)?;
-                    dims.len().checked_sub(axis).and_then(|i| dims.get(i))
-                };
-                let same = |axis| {
-                    let ends = [Some(here), source].map(|v| from_end(v, axis));
-                    ends[0].is_some() && ends[0] == ends[1]
-                };
-                if !same(1) {
+                let [below, above] = [Some(here), source].map(|v| self.dims(v?));
+                let end = |dims: Option<&[Dim]>| dims?.last().cloned();
+                if end(below).is_none() || end(below) != end(above) {
                     last = None;
                 }
-                merged |= !same(2);
+                let one = Dim::from(1);
+                let long = |dims: Option<&[Dim]>| {
+                    let long = dims.into_iter().flatten().filter(|&d| *d != one);
+                    long.cloned().collect::<Vec<_>>()
+                };
+                merged |= long(below) != long(above);
             } else {
                 return None;
             }

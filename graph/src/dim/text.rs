@@ -26,7 +26,7 @@ fn is_identifier(text: &str) -> bool {
 /// identifiers are quoted inside an expression. [`Dim::parse`] reads it back to an equal dimension.
 impl fmt::Display for Dim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(terms) = &self.terms else {
+        let Some(terms) = self.terms() else {
             return f.write_str(UNDEFINED);
         };
         if terms.is_empty() {
@@ -114,11 +114,7 @@ fn write_operand(f: &mut fmt::Formatter<'_>, dim: &Dim) -> fmt::Result {
 
 impl Dim {
     fn single_atom(&self) -> Option<&Atom> {
-        let (mono, coef) = self
-            .terms
-            .as_ref()
-            .filter(|t| t.len() == 1)?
-            .first_key_value()?;
+        let (mono, coef) = self.terms().filter(|t| t.len() == 1)?.first_key_value()?;
         match mono.0.as_slice() {
             [(atom, 1)] if *coef == 1 => Some(atom),
             _ => None,

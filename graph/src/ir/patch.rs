@@ -5,7 +5,9 @@
 //! leaves a name undefined, defines one twice or closes a cycle is an error, never a broken graph.
 
 use super::{Graph, GraphError, Model, NodeId, Use, ValueId};
-use crate::onnx::schema::{FunctionProto, NodeProto, OperatorSetIdProto, TensorProto};
+use crate::onnx::schema::{
+    FunctionProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
+};
 use std::collections::{HashMap, HashSet};
 
 /// Nodes added and removed, reads redirected, outputs renamed, constants added, order changed.
@@ -23,6 +25,7 @@ pub struct Patch {
     renamed: HashMap<(NodeId, usize), String>,
     initializers: Vec<TensorProto>,
     unread: HashSet<String>,
+    infos: Vec<ValueInfoProto>,
     order: Option<Vec<NodeId>>,
     functions: Vec<FunctionProto>,
     imports: Vec<OperatorSetIdProto>,
@@ -48,6 +51,7 @@ impl Patch {
             && self.renamed.is_empty()
             && self.initializers.is_empty()
             && self.unread.is_empty()
+            && self.infos.is_empty()
             && self.order.is_none()
             && self.functions.is_empty()
             && self.imports.is_empty()
@@ -100,6 +104,11 @@ impl Patch {
     /// Removes an initialiser that nothing reads any longer.
     pub fn remove_initializer(&mut self, name: impl Into<String>) {
         self.unread.insert(name.into());
+    }
+
+    /// Declares the type of a value.
+    pub fn add_value_info(&mut self, info: ValueInfoProto) {
+        self.infos.push(info);
     }
 
     /// Adds a model-local function.
@@ -172,6 +181,7 @@ impl Graph {
         }
         let gone = self.gone(patch, &nodes);
         proto.value_info.retain(|info| !gone.contains(info.name()));
+        proto.value_info.extend(patch.infos.iter().cloned());
         proto.node = nodes;
         proto
             .initializer

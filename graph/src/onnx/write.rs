@@ -361,7 +361,7 @@ impl<W: Write> Sink<'_, W> {
         self.small(15, type_protos)?;
         self.int32(20, r#type);
         self.text(21, ref_attr_name)?;
-        self.large(22, sparse_tensor, Self::sparse)?;
+        self.large(22, sparse_tensor.as_deref(), Self::sparse)?;
         self.large(23, sparse_tensors, Self::sparse)
     }
 

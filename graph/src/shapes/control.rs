@@ -270,7 +270,7 @@ pub(super) fn function(
         node: function.node.iter().map(instance).collect(),
         input: present.map(|name| named(name)).collect(),
         output: function.output.iter().map(|name| named(name)).collect(),
-        value_info: function.value_info.clone(),
+        // Names of sizes in a function's own declarations are its own, not the model's.
         ..GraphProto::default()
     };
     let slots = (0..function.input.len()).filter(|&slot| call.has(slot));

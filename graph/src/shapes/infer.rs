@@ -5,12 +5,13 @@ use super::control;
 use super::error::{ShapeError, ShapeErrors};
 use super::fact::{Fact, MAX_DIM_SIZE, MAX_RANK, unknown};
 use super::rules::{self, Fault};
+use super::types::Declarations;
 use super::{Context, Shapes, ValueType};
 use crate::dim::Dim;
 use crate::ir::{Graph, Node, NodeId, Origin, ValueId};
 use crate::onnx::schema::{FunctionProto, OperatorSetIdProto};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Nodes of nested graphs and functions that are looked at in one inference. Functions that call
@@ -26,7 +27,7 @@ pub(super) struct World<'a> {
     /// Symbols of the outermost graph's inputs.
     given: RefCell<BTreeSet<Arc<str>>>,
     /// Symbols made up here.
-    own: RefCell<BTreeSet<Arc<str>>>,
+    own: RefCell<HashSet<String>>,
     unknown_ops: RefCell<BTreeSet<(String, String)>>,
     pub budget: Cell<usize>,
 }
@@ -37,6 +38,24 @@ pub(super) struct World<'a> {
 /// Every contradiction: between two operands, between an operator and its operands, between what
 /// inference finds and what the file declares, and sizes below 1 in the context.
 pub fn infer(graph: &Graph, context: &Context<'_>) -> Result<Shapes, ShapeErrors> {
+    let mut errors = match inferred(graph, context) {
+        Ok(shapes) => return Ok(shapes),
+        Err(errors) => errors,
+    };
+    let nothing = BTreeMap::new();
+    let symbolic = Context {
+        sizes: &nothing,
+        ..*context
+    };
+    if !context.sizes.is_empty() && inferred(graph, &symbolic).is_ok() {
+        for error in &mut errors.0 {
+            error.hint = "without the sizes given there is no contradiction: check --dim";
+        }
+    }
+    Err(errors)
+}
+
+fn inferred(graph: &Graph, context: &Context<'_>) -> Result<Shapes, ShapeErrors> {
     let world = World {
         functions: (context.functions.iter())
             .map(|f| {
@@ -61,7 +80,7 @@ pub fn infer(graph: &Graph, context: &Context<'_>) -> Result<Shapes, ShapeErrors
             tensor: reader_of(graph, name),
             found: format!("the size '{name}' is given as {size}"),
             other: "a size is at least 1".to_owned(),
-            hint: "check the sizes given with --dim",
+            hint: "check --dim",
         })
         .collect();
     let walk = Walk {
@@ -109,14 +128,10 @@ pub(super) fn standard_version(opsets: &[OperatorSetIdProto]) -> Option<i64> {
 /// The first input that names a symbol, for messages.
 fn reader_of(graph: &Graph, symbol: &str) -> String {
     let none = BTreeMap::new();
+    let mut declarations = Declarations::new(&none);
     let names = |shape: &Vec<Dim>| shape.iter().any(|d| d.symbols().contains(symbol));
     let mut infos = graph.input_infos().iter();
-    let found = infos.find(|i| {
-        ValueType::declared(i, &none)
-            .shape
-            .as_ref()
-            .is_some_and(names)
-    });
+    let found = infos.find(|i| declarations.read(i).shape.as_ref().is_some_and(names));
     found.map_or_else(String::new, |i| i.name().to_owned())
 }
 
@@ -177,12 +192,13 @@ impl Walk<'_> {
         let by_name: HashMap<&str, ValueId> = (graph.values())
             .map(|v| (graph.value(v).name.as_str(), v))
             .collect();
+        let mut declarations = Declarations::new(&self.world.sizes);
         let infos = graph.input_infos().iter().chain(graph.output_infos());
         for info in infos.chain(graph.value_infos()) {
             let Some(&value) = by_name.get(info.name()) else {
                 continue;
             };
-            let found = ValueType::declared(info, &self.world.sizes);
+            let found = declarations.read(info);
             let shape = found.shape.filter(|s| s.len() <= MAX_RANK);
             let fact = Fact::new(found.data_type, shape);
             let so_far = std::mem::take(&mut facts[value.index()]);
@@ -297,9 +313,12 @@ impl Walk<'_> {
     fn name_sizes(&self, value: ValueId, fact: &mut Fact) {
         let open = fact.shape.iter_mut().flatten().enumerate();
         for (axis, dim) in open.filter(|(_, d)| d.is_undefined()) {
-            let name = format!("{}{}#{axis}", self.path, self.graph.value(value).name);
+            let mut name = format!("{}{}#{axis}", self.path, self.graph.value(value).name);
+            while self.world.given.borrow().contains(name.as_str()) {
+                name.push('\'');
+            }
             *dim = Dim::symbol(&name);
-            self.world.own.borrow_mut().insert(name.into());
+            self.world.own.borrow_mut().insert(name);
         }
     }
 
@@ -346,14 +365,13 @@ impl Walk<'_> {
         if dim.as_const().is_some() {
             return 4;
         }
-        let symbols = dim.symbols();
         let (given, own) = (self.world.given.borrow(), self.world.own.borrow());
-        if symbols.iter().all(|s| given.contains(s)) {
+        if dim.every_symbol(&|s| given.contains(s)) {
             3
-        } else if symbols.iter().any(|s| own.contains(s)) {
-            1
-        } else {
+        } else if dim.every_symbol(&|s| !own.contains(s)) {
             2
+        } else {
+            1
         }
     }
 

@@ -123,3 +123,23 @@ pub(super) fn random(call: &mut Call<'_>) -> Outcome {
 pub(super) fn random_like(call: &mut Call<'_>) -> Outcome {
     eye_like(call)
 }
+
+/// [batch, classes] → [batch, samples]
+pub(super) fn multinomial(call: &mut Call<'_>) -> Outcome {
+    let batch = call.shape(0).and_then(|s| s.first()).cloned();
+    let samples = Dim::from(call.node.int("sample_size", 1));
+    let shape = vec![batch.unwrap_or_else(unknown), samples];
+    call.give(0, type_attribute(call, Some(DataType::INT32)), Some(shape));
+    Ok(())
+}
+
+/// A window function of the length that the input holds.
+pub(super) fn window(call: &mut Call<'_>) -> Outcome {
+    let length = match call.contents(0) {
+        Some([only]) => only.clone(),
+        _ => unknown(),
+    };
+    let given = i32::try_from(call.node.int("output_datatype", 1)).ok();
+    call.give(0, given.map(DataType), Some(vec![length]));
+    Ok(())
+}

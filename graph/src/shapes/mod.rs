@@ -36,6 +36,7 @@ mod velora;
 
 pub use error::{ShapeError, ShapeErrors};
 pub use infer::infer;
+pub(crate) use types::Declarations;
 pub use types::{DataType, ValueType};
 
 use crate::dim::Dim;

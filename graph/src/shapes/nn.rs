@@ -287,6 +287,14 @@ pub(super) fn quantize(call: &mut Call<'_>) -> Outcome {
     Ok(())
 }
 
+/// Outputs: bytes, their scale and their zero point.
+pub(super) fn dynamic_quantize(call: &mut Call<'_>) -> Outcome {
+    call.give(0, Some(DataType::UINT8), call.shape_owned(0));
+    call.give(1, Some(DataType::FLOAT), Some(Vec::new()));
+    call.give(2, Some(DataType::UINT8), Some(Vec::new()));
+    Ok(())
+}
+
 /// Attention of the standard operators: Q, K, V, mask, past K, past V → Y, present K, present V,
 /// scores. Heads are an axis of their own in rank 4 and part of the last axis in rank 3.
 pub(super) fn attention(call: &mut Call<'_>) -> Outcome {

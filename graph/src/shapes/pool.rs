@@ -92,6 +92,15 @@ fn slid(call: &Call<'_>, size: &Dim, window: &Window, ceil: bool) -> Dim {
 
 pub(super) fn conv(call: &mut Call<'_>) -> Outcome {
     let data_type = call.same_type([0, 1, 2])?;
+    convolved(call, data_type)
+}
+
+/// Small integers, summed in 32 bits; the inputs behind the weight are zero points.
+pub(super) fn conv_integer(call: &mut Call<'_>) -> Outcome {
+    convolved(call, Some(DataType::INT32))
+}
+
+fn convolved(call: &mut Call<'_>, data_type: Option<DataType>) -> Outcome {
     call.want_rank(0, 2, usize::MAX)?;
     let (Some(x), Some(w)) = (call.shape(0), call.shape(1)) else {
         call.give(0, data_type, None);

@@ -162,7 +162,14 @@ fn standard(op: &str) -> Option<Rule> {
         "Det" => nn::determinant,
         "DequantizeLinear" => nn::dequantize,
         "QuantizeLinear" => nn::quantize,
-        // ONNX Runtime registers this gradient in the standard domain.
+        "ConvInteger" => pool::conv_integer,
+        "DynamicQuantizeLinear" => nn::dynamic_quantize,
+        "Multinomial" => make::multinomial,
+        "BlackmanWindow" | "HammingWindow" | "HannWindow" => make::window,
+        // ONNX Runtime registers these in the standard domain.
+        "SinGrad" => tr::pointwise_grad,
+        "SparseSoftmaxCrossEntropy" => nn::cross_entropy,
+        "SparseSoftmaxCrossEntropyGrad" => tr::cross_entropy_grad,
         "MaxPoolGrad" => tr::max_pool_grad,
         _ => return None,
     })
@@ -198,24 +205,25 @@ fn contrib(op: &str) -> Option<Rule> {
         "BitmaskDropout" => nn::bitmask_dropout,
         "BiasDropout" => nn::bias_dropout,
         "BitmaskBiasDropout" => nn::bitmask_bias_dropout,
-        "SoftmaxCrossEntropyLossInternal" | "SparseSoftmaxCrossEntropy" => nn::cross_entropy,
+        "SoftmaxCrossEntropyLossInternal" => nn::cross_entropy,
         "ReduceSumTraining" => reduce::reduce,
         "ReduceAllL2" => reduce::reduce_all,
         "ConcatTraining" => pieces::concat_training,
         "SplitTraining" => pieces::split,
         "LSTMTraining" => nn::lstm_training,
         "GRUTraining" => nn::gru_training,
-        "SoftmaxCrossEntropyLossGrad"
-        | "SparseSoftmaxCrossEntropyGrad"
-        | "SoftmaxCrossEntropyLossInternalGrad" => tr::cross_entropy_grad,
+        "SoftmaxCrossEntropyLossGrad" | "SoftmaxCrossEntropyLossInternalGrad" => {
+            tr::cross_entropy_grad
+        }
         "LayerNormalizationGrad" => tr::layer_norm_grad,
         "SimplifiedLayerNormalizationGrad" => tr::layer_norm_grad,
         "InvertibleLayerNormalizationGrad" => tr::invertible_layer_norm_grad,
         "BatchNormalizationGrad" => tr::layer_norm_grad,
-        "DropoutGrad" | "BitmaskDropoutGrad" => el::unary,
+        "DropoutGrad" | "BitmaskDropoutGrad" | "FakeQuantGrad" => el::unary,
         "GatherGrad" | "GatherNDGrad" => tr::gather_grad,
         "SliceGrad" | "GatherElementsGrad" => tr::slice_grad,
         "ConvGrad" => tr::conv_grad,
+        "ConvTransposeGrad" => tr::conv_transpose_grad,
         "LSTMGrad" => tr::lstm_grad,
         "GRUGrad" => tr::gru_grad,
         "InPlaceAccumulatorV2" => tr::accumulate_in_place,

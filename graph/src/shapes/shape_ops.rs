@@ -8,9 +8,8 @@ use super::rules::Outcome;
 use crate::dim::Dim;
 
 pub(super) fn product<'d>(sizes: impl IntoIterator<Item = &'d Dim>) -> Dim {
-    sizes
-        .into_iter()
-        .fold(Dim::from(1), |product, d| product * d)
+    let product = sizes.into_iter().cloned().reduce(|product, d| product * d);
+    product.unwrap_or_else(|| Dim::from(1))
 }
 
 pub(super) fn shape(call: &mut Call<'_>) -> Outcome {

@@ -77,6 +77,22 @@ pub(super) fn conv_grad(call: &mut Call<'_>) -> Outcome {
     Ok(())
 }
 
+/// The same; the filters of a transposed convolution stand on axis 1, in groups.
+pub(super) fn conv_transpose_grad(call: &mut Call<'_>) -> Outcome {
+    conv_grad(call)?;
+    let group = Dim::from(call.node.int("group", 1));
+    let filters = call
+        .shape(2)
+        .and_then(|w| w.get(1))
+        .map(|each| each * &group);
+    call.give(
+        2,
+        call.dtype(2),
+        Some(vec![filters.unwrap_or_else(unknown)]),
+    );
+    Ok(())
+}
+
 /// Inputs: dY, and the indices that the forward MaxPool gave. The gradient's shape is that of the
 /// MaxPool's input, which is not an input here: it is looked up at the producer of the indices.
 pub(super) fn max_pool_grad(call: &mut Call<'_>) -> Outcome {

@@ -6,7 +6,7 @@ use crate::dim::Dim;
 use crate::onnx::schema::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::schema::{ValueInfoProto, type_proto};
 use crate::text::element_type_name;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -89,30 +89,53 @@ impl ValueType {
     }
 }
 
-impl ValueType {
-    /// What a declaration in the file says, with sizes put in place of symbols, inside expressions
-    /// as well (`4*batch`). A size that is missing or negative is undefined.
-    pub(crate) fn declared(info: &ValueInfoProto, sizes: &BTreeMap<Arc<str>, Dim>) -> ValueType {
+/// Reads declarations. Each size is read once and shared: a file repeats few of them in many places.
+pub(crate) struct Declarations<'a> {
+    sizes: &'a BTreeMap<Arc<str>, Dim>,
+    named: HashMap<&'a str, Dim>,
+    numbers: HashMap<i64, Dim>,
+}
+
+impl<'a> Declarations<'a> {
+    /// `sizes` are put in place of symbols, inside expressions as well (`4*batch`).
+    pub(crate) fn new(sizes: &'a BTreeMap<Arc<str>, Dim>) -> Self {
+        Declarations {
+            sizes,
+            named: HashMap::new(),
+            numbers: HashMap::new(),
+        }
+    }
+
+    /// What a declaration in the file says. A size that is missing or negative is undefined.
+    pub(crate) fn read(&mut self, info: &'a ValueInfoProto) -> ValueType {
         let value = info.r#type.as_ref().and_then(|t| t.value.as_ref());
         let Some(type_proto::Value::TensorType(tensor)) = value else {
             return ValueType::default();
         };
-        let dim = |dim: &Dimension| match &dim.value {
-            // Some exporters write -1 for a size that they do not know.
-            Some(dimension::Value::DimValue(size)) if *size >= 0 => Dim::from(*size),
-            Some(dimension::Value::DimParam(name)) if !name.is_empty() => {
-                let dim = Dim::parse(name);
-                match sizes.is_empty() {
-                    true => dim,
-                    false => dim.substitute(sizes),
-                }
-            }
-            _ => unknown(),
-        };
         let shape = tensor.shape.as_ref();
         ValueType {
             data_type: tensor.elem_type.filter(|&t| t != 0).map(DataType),
-            shape: shape.map(|s| s.dim.iter().map(dim).collect()),
+            shape: shape.map(|s| s.dim.iter().map(|d| self.size(d)).collect()),
+        }
+    }
+
+    fn size(&mut self, dim: &'a Dimension) -> Dim {
+        match &dim.value {
+            // Some exporters write -1 for a size that they do not know.
+            Some(dimension::Value::DimValue(size)) if *size >= 0 => {
+                let read = self.numbers.entry(*size);
+                read.or_insert_with(|| Dim::from(*size)).clone()
+            }
+            Some(dimension::Value::DimParam(name)) if !name.is_empty() => {
+                let sizes = self.sizes;
+                let read = self.named.entry(name.as_str());
+                let parse = || match sizes.is_empty() {
+                    true => Dim::parse(name),
+                    false => Dim::parse(name).substitute(sizes),
+                };
+                read.or_insert_with(parse).clone()
+            }
+            _ => unknown(),
         }
     }
 }

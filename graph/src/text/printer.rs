@@ -194,9 +194,13 @@ impl Printer<'_> {
     }
 
     fn model(&mut self, model: &ModelProto) {
-        self.put("<\n   ir_version: ");
-        self.display(model.ir_version.unwrap_or_default());
-        self.put(",\n   opset_import: ");
+        self.put("<\n   ");
+        if let Some(version) = model.ir_version {
+            self.put("ir_version: ");
+            self.display(version);
+            self.put(",\n   ");
+        }
+        self.put("opset_import: ");
         self.set(["[", ", ", "]"], &model.opset_import, Self::opset);
         self.key_text("producer_name", model.producer_name.as_ref());
         self.key_text("producer_version", model.producer_version.as_ref());
@@ -254,17 +258,20 @@ impl Printer<'_> {
     }
 
     fn function(&mut self, function: &FunctionProto) {
-        self.put("<\n  domain: ");
-        self.quoted(function.domain.as_deref().unwrap_or_default());
-        if let Some(overload) = function.overload.as_deref().filter(|o| !o.is_empty()) {
-            self.put(",\n  overload: ");
-            self.quoted(overload);
+        self.put("<\n  ");
+        for (key, value) in [
+            ("domain", function.domain.as_ref()),
+            ("overload", function.overload.as_ref()),
+            ("doc_string", function.doc_string.as_ref()),
+        ] {
+            if let Some(value) = value {
+                self.put(key);
+                self.put(": ");
+                self.quoted(value);
+                self.put(",\n  ");
+            }
         }
-        if let Some(doc) = &function.doc_string {
-            self.put(",\n  doc_string: ");
-            self.quoted(doc);
-        }
-        self.put(",\n  opset_import: ");
+        self.put("opset_import: ");
         self.set(["[", ",", "]"], &function.opset_import, Self::opset);
         self.put("\n>\n");
         self.id(function.name.as_deref().unwrap_or_default());

@@ -127,7 +127,9 @@ impl<'a> Checker<'a> {
                 self.report(format!("attribute '{name}': {problem}"));
             }
         }
-        for sparse in (attribute.sparse_tensor.iter()).chain(&attribute.sparse_tensors) {
+        for sparse in
+            (attribute.sparse_tensor.as_deref().into_iter()).chain(&attribute.sparse_tensors)
+        {
             for problem in tensors::sparse_problems(sparse) {
                 self.report(format!("attribute '{name}': {problem}"));
             }

@@ -1,7 +1,7 @@
 //! Functions of the model and calls of them.
 
 use super::graphs::{NodeRef, Scope};
-use super::{Checker, Crumb, Root, domain};
+use super::{Checker, Crumb, Root, domain, short};
 use crate::onnx::schema::{FunctionProto, NodeProto};
 use crate::text::Part;
 use std::collections::{HashMap, HashSet};
@@ -102,7 +102,8 @@ impl<'a> Checker<'a> {
         self.scopes.pop();
     }
 
-    /// Reports each cycle of calls at the function that closes it.
+    /// Reports cycles of calls, each at the function that closes it; the first few, as their number
+    /// times their length may be the square of the number of functions.
     fn recursion(&mut self, calls: &[Vec<usize>]) {
         #[derive(Clone, Copy, PartialEq)]
         enum State {
@@ -110,6 +111,8 @@ impl<'a> Checker<'a> {
             Open,
             Done,
         }
+        const CYCLES: usize = 16;
+        let mut reported = 0;
         let mut states = vec![State::New; calls.len()];
         for start in 0..calls.len() {
             if states[start] != State::New {
@@ -127,6 +130,7 @@ impl<'a> Checker<'a> {
                 *followed += 1;
                 match states[next] {
                     State::Done => {}
+                    State::Open if reported == CYCLES => return,
                     State::New => {
                         states[next] = State::Open;
                         path.push((next, 0));
@@ -135,6 +139,7 @@ impl<'a> Checker<'a> {
                         let cycle = path.iter().map(|(f, _)| *f).skip_while(|&f| f != next);
                         let cycle: Vec<_> = cycle.chain([next]).collect();
                         self.recursive(&cycle);
+                        reported += 1;
                     }
                 }
             }
@@ -146,7 +151,7 @@ impl<'a> Checker<'a> {
             return;
         };
         let functions = &self.model.functions;
-        let names: Vec<_> = cycle.iter().map(|&f| functions[f].name()).collect();
+        let names: Vec<_> = cycle.iter().map(|&f| short(functions[f].name())).collect();
         self.place.part = Part::Function(first);
         self.trail.push(Crumb::Function(first, &functions[first]));
         self.report(format!(

@@ -68,6 +68,7 @@ use crate::ir::Graph;
 use crate::onnx::schema::{FunctionProto, ModelProto, NodeProto, OperatorSetIdProto};
 use crate::text::{Part, Place, print_annotated};
 use graphs::{GraphRef, Scope};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
@@ -236,9 +237,11 @@ impl<'a> Checker<'a> {
                 subject.push_str(", ");
             }
             subject.push_str(&match crumb {
-                Crumb::Function(i, f) => format!("function {i} '{}.{}'", f.domain(), f.name()),
+                Crumb::Function(i, f) => {
+                    format!("function {i} '{}.{}'", short(f.domain()), short(f.name()))
+                }
                 Crumb::Node(i, node) => describe(*i, node),
-                Crumb::Attribute(name) => format!("graph in attribute '{name}'"),
+                Crumb::Attribute(name) => format!("graph in attribute '{}'", short(name)),
             });
         }
         if subject.is_empty() {
@@ -307,8 +310,19 @@ fn domain(name: &str) -> &str {
 }
 
 fn describe(index: usize, node: &NodeProto) -> String {
+    let op = short(node.op_type());
     match node.name() {
-        "" => format!("node {index} ({})", node.op_type()),
-        name => format!("node {index} '{name}' ({})", node.op_type()),
+        "" => format!("node {index} ({op})"),
+        name => format!("node {index} '{}' ({op})", short(name)),
+    }
+}
+
+/// A name as other violations than its own quote it: cut, or a long name that many refer to would
+/// make messages much larger than the model.
+fn short(name: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 120;
+    match name.char_indices().nth(LONGEST) {
+        None => Cow::Borrowed(name),
+        Some((end, _)) => Cow::Owned(format!("{}…", &name[..end])),
     }
 }

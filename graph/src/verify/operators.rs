@@ -1,7 +1,7 @@
 //! Calls of functions, `ai.velora`'s operators, and the arity of standard ones.
 
 use super::graphs::NodeRef;
-use super::{Checker, arity, domain};
+use super::{Checker, arity, domain, short};
 use crate::onnx::schema::{AttributeProto, AttributeType};
 
 /// The domain of the operators that the rewrites add.
@@ -96,7 +96,7 @@ impl<'a> Checker<'a> {
         ];
         for (what, given, most) in lists {
             if given > most {
-                let name = function.name();
+                let name = short(function.name());
                 self.report(format!("{given} {what}; the function '{name}' has {most}"));
             }
         }

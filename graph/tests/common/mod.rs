@@ -64,7 +64,7 @@ pub fn full_model(payload: usize) -> ModelProto {
         type_protos: all_types(),
         r#type: Some(99),
         ref_attr_name: text("outer"),
-        sparse_tensor: Some(sparse()),
+        sparse_tensor: Some(Box::new(sparse())),
         sparse_tensors: vec![sparse()],
     };
     let node = |attribute: Vec<AttributeProto>| NodeProto {

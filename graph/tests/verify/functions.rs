@@ -1,6 +1,7 @@
 //! Functions and their calls.
 
-use crate::check;
+use crate::{HEAD, check, violations};
+use velora_graph::text::parse_model;
 
 #[test]
 fn a_function_is_unique_by_domain_name_and_overload() {
@@ -157,4 +158,22 @@ C (x) => (y)
    y = Relu (x)
 }"#,
     );
+}
+
+#[test]
+fn the_first_cycles_of_many_are_reported() {
+    // Each function calls the next and the first.
+    let count = 400;
+    let functions: String = (0..count)
+        .map(|i| {
+            let next = (i + 1) % count;
+            format!(
+                "<domain: \"local\", opset_import: [\"local\" : 1]> F{i} (x) => (y) \
+                 {{ a = local.F{next} (x) y = local.F0 (x) }}\n"
+            )
+        })
+        .collect();
+    let text = format!("{HEAD}g (float x) => (float x) {{}}\n{functions}");
+    let found = violations(&parse_model(&text).unwrap());
+    assert_eq!(found.list.len(), 16);
 }

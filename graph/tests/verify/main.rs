@@ -174,3 +174,16 @@ fn a_long_message_is_cut() {
     assert_eq!(text.lines().count(), 22);
     assert_eq!(text.lines().last(), Some("  and 10 more"));
 }
+
+#[test]
+fn long_names_are_cut_where_others_refer_to_them() {
+    let long = "ü".repeat(100_000);
+    let text =
+        format!("{HEAD}g (float x) => (float z) {{ [\"{long}\"] y = Relu (x) y = Neg (x) }}");
+    let found = violations(&parse_model(&text).unwrap());
+    let expected = format!(
+        "output 'y' is already defined by node 0 '{}…' (Relu)",
+        &long[..240]
+    );
+    assert!(found.list.iter().any(|v| v.message == expected), "{found}");
+}

@@ -2,10 +2,9 @@
 
 use super::function::body;
 use super::{Op, Variant};
+use crate::proto::metadata;
 use std::collections::HashMap;
-use velora_graph::onnx::schema::{
-    AttributeProto, AttributeType, NodeProto, StringStringEntryProto,
-};
+use velora_graph::onnx::schema::{AttributeProto, AttributeType, NodeProto};
 use velora_graph::text::ParseError;
 
 /// The nodes of the body that a call stands for: attributes filled in, inner values named by
@@ -53,10 +52,7 @@ pub fn expand(
         }
         let role = node.output.first().cloned().unwrap_or_default();
         node.name = Some(role);
-        node.metadata_props.push(StringStringEntryProto {
-            key: Some("velora.op".to_owned()),
-            value: Some(op.name().to_owned()),
-        });
+        node.metadata_props.push(metadata("op", op.name()));
         node.metadata_props
             .extend(call.metadata_props.iter().cloned());
         nodes.push(node);

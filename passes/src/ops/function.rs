@@ -1,11 +1,13 @@
 //! The operators as model-local functions.
 
 use super::{Op, Variant};
+use crate::proto::{attribute, int, ints, node};
 use std::collections::BTreeSet;
 use velora_graph::onnx::schema::{
     AttributeProto, AttributeType, FunctionProto, GraphProto, NodeProto, OperatorSetIdProto,
     TypeProto, ValueInfoProto, type_proto,
 };
+use velora_graph::shapes::DataType;
 use velora_graph::text::{ParseError, parse_function};
 
 /// A body's function, for one variant.
@@ -95,12 +97,11 @@ fn padding_branch(op: Op, group: &[&(Variant, FunctionProto)], prefix: &str) -> 
             let mut nodes = features(op, prefix);
             let name = |what: &str| format!("{prefix}{what}");
             nodes.extend(read_attribute("groups", &name("group_count")));
-            nodes.push(NodeProto {
-                input: vec![name("feature_count"), name("group_count")],
-                output: vec![name("remainder")],
-                op_type: Some("Mod".to_owned()),
-                ..Default::default()
-            });
+            nodes.push(node(
+                "Mod",
+                &[&name("feature_count"), &name("group_count")],
+                &name("remainder"),
+            ));
             nodes.push(condition(&name("remainder"), &name("is_padded")));
             let output = name("result");
             nodes.push(branch(
@@ -127,76 +128,46 @@ fn features(op: Op, prefix: &str) -> Vec<NodeProto> {
     if op.attributes().contains(&"features") {
         return read_attribute("features", &name("feature_count"));
     }
-    let node = |op: &str, input: Vec<String>, output: &str| NodeProto {
-        input,
-        output: vec![name(output)],
-        op_type: Some(op.to_owned()),
-        ..Default::default()
+    let constant = |value: i64, output: &str| NodeProto {
+        attribute: vec![ints("value_ints", vec![value])],
+        ..node("Constant", &[], output)
     };
-    let constant = |output: &str, value: i64| NodeProto {
-        attribute: vec![AttributeProto {
-            name: Some("value_ints".to_owned()),
-            ints: vec![value],
-            r#type: Some(AttributeType::Ints as i32),
-            ..Default::default()
-        }],
-        ..node("Constant", Vec::new(), output)
-    };
+    let [last, past, shape] = ["last", "past", "x_shape"].map(name);
     vec![
-        constant("last", -1),
-        constant("past", i64::MAX),
-        node("Shape", vec!["x".to_owned()], "x_shape"),
-        node(
-            "Slice",
-            vec![name("x_shape"), name("last"), name("past")],
-            "feature_count",
-        ),
+        constant(-1, &last),
+        constant(i64::MAX, &past),
+        node("Shape", &["x"], &shape),
+        node("Slice", &[&shape, &last, &past], &name("feature_count")),
     ]
 }
 
-fn read_attribute(attribute: &str, output: &str) -> Vec<NodeProto> {
+/// A constant of an attribute of the call.
+fn read_attribute(name: &str, output: &str) -> Vec<NodeProto> {
     vec![NodeProto {
-        output: vec![output.to_owned()],
-        op_type: Some("Constant".to_owned()),
         attribute: vec![AttributeProto {
-            name: Some("value_int".to_owned()),
-            r#type: Some(AttributeType::Int as i32),
-            ref_attr_name: Some(attribute.to_owned()),
-            ..Default::default()
+            ref_attr_name: Some(name.to_owned()),
+            ..attribute("value_int", AttributeType::Int)
         }],
-        ..Default::default()
+        ..node("Constant", &[], output)
     }]
 }
 
 /// Whether a number is not zero.
 fn condition(number: &str, output: &str) -> NodeProto {
     NodeProto {
-        input: vec![number.to_owned()],
-        output: vec![output.to_owned()],
-        op_type: Some("Cast".to_owned()),
-        attribute: vec![AttributeProto {
-            name: Some("to".to_owned()),
-            i: Some(9),
-            r#type: Some(AttributeType::Int as i32),
-            ..Default::default()
-        }],
-        ..Default::default()
+        attribute: vec![int("to", i64::from(DataType::BOOL.0))],
+        ..node("Cast", &[number], output)
     }
 }
 
 fn branch(condition: &str, then: GraphProto, otherwise: GraphProto, output: &str) -> NodeProto {
     let graph = |name: &str, graph| AttributeProto {
-        name: Some(name.to_owned()),
         g: Some(Box::new(graph)),
-        r#type: Some(AttributeType::Graph as i32),
-        ..Default::default()
+        ..attribute(name, AttributeType::Graph)
     };
     NodeProto {
-        input: vec![condition.to_owned()],
-        output: vec![output.to_owned()],
-        op_type: Some("If".to_owned()),
         attribute: vec![graph("then_branch", then), graph("else_branch", otherwise)],
-        ..Default::default()
+        ..node("If", &[condition], output)
     }
 }
 

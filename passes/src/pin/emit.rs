@@ -1,11 +1,15 @@
 //! Dependences as nodes.
 
 use super::{Dependence, NAME};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use crate::names::Names;
+use crate::proto::{int, int_vector, metadata, node, version};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use velora_graph::analysis::buffers::is_view;
+use velora_graph::dim::Dim;
 use velora_graph::ir::{Graph, NodeId, Origin, Patch, ValueId};
+use velora_graph::onnx::schema::tensor_shape_proto::{Dimension, dimension};
 use velora_graph::onnx::schema::{
-    AttributeProto, AttributeType, NodeProto, StringStringEntryProto, TensorProto,
+    NodeProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
 use velora_graph::shapes::{DataType, Shapes};
 
@@ -16,7 +20,7 @@ pub fn waits(graph: &Graph, shapes: &Shapes, node: NodeId) -> bool {
 
 /// Whether a node can be waited for.
 pub fn awaited(graph: &Graph, shapes: &Shapes, node: NodeId) -> bool {
-    awaited_value(graph, node).is_some_and(|v| rank(shapes, v).is_some_and(|r| r > 0))
+    awaited_value(graph, node).is_some_and(|v| rank(shapes, v).is_some())
 }
 
 /// The output that stands for a node's being done.
@@ -65,12 +69,13 @@ pub fn emit(graph: &Graph, shapes: &Shapes, pins: &BTreeSet<Dependence>) -> Patc
     );
     let mut emit = Emit {
         graph,
-        names: graph
-            .values()
-            .map(|v| graph.value(v).name.clone())
-            .collect(),
+        names: Names::new(graph),
         patch: Patch::new(NAME, reason),
         constants: BTreeMap::new(),
+        types: (graph.value_infos().iter().chain(graph.input_infos()))
+            .chain(graph.output_infos())
+            .filter_map(|info| Some((info.name(), info.r#type.as_ref()?)))
+            .collect(),
     };
     let mut by_waiter: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
     for pin in pins {
@@ -97,21 +102,17 @@ pub fn emit(graph: &Graph, shapes: &Shapes, pins: &BTreeSet<Dependence>) -> Patc
 
 struct Emit<'g> {
     graph: &'g Graph,
-    names: HashSet<String>,
+    names: Names,
     patch: Patch,
     /// Shared integer vectors, by their entries.
     constants: BTreeMap<Vec<i64>, String>,
+    /// Types that the file declares.
+    types: HashMap<&'g str, &'g TypeProto>,
 }
 
-impl Emit<'_> {
+impl<'g> Emit<'g> {
     fn fresh(&mut self, wanted: String) -> String {
-        let mut name = wanted.clone();
-        let mut count = 1;
-        while !self.names.insert(name.clone()) {
-            count += 1;
-            name = format!("{wanted}.{count}");
-        }
-        name
+        self.names.fresh(wanted)
     }
 
     fn constant(&mut self, entries: Vec<i64>) -> String {
@@ -120,19 +121,7 @@ impl Emit<'_> {
         }
         let digits: Vec<String> = entries.iter().map(i64::to_string).collect();
         let name = self.fresh(format!("velora.pin.ints_{}", digits.join("_")));
-        self.patch.add_initializer(TensorProto {
-            dims: vec![entries.len() as i64],
-            data_type: Some(7),
-            name: Some(name.clone()),
-            raw_data: Some(
-                entries
-                    .iter()
-                    .flat_map(|e| e.to_le_bytes())
-                    .collect::<Vec<_>>()
-                    .into(),
-            ),
-            ..Default::default()
-        });
+        self.patch.add_initializer(int_vector(&name, &entries));
         self.constants.insert(entries, name.clone());
         name
     }
@@ -143,13 +132,23 @@ impl Emit<'_> {
         let rank = rank(shapes, value)?;
         let tensor = self.graph.value(value).name.clone();
         let zero = self.constant(vec![0]);
+        let mut nodes = Vec::new();
+        // A loss is a scalar, which has no axis to cut.
+        let sliced = match rank {
+            0 => {
+                let vector = self.fresh(format!("velora.pin.{tensor}.vector"));
+                nodes.push(part("Unsqueeze", &[&tensor, &zero], &vector, &tensor));
+                vector
+            }
+            _ => tensor.clone(),
+        };
         let rows = self.fresh(format!("velora.pin.{tensor}.rows"));
-        let mut nodes = vec![node(
+        nodes.push(part(
             "Slice",
-            &[&tensor, &zero, &zero, &zero],
+            &[&sliced, &zero, &zero, &zero],
             &rows,
             &tensor,
-        )];
+        ));
         let last = self.fresh(format!("velora.pin.{tensor}"));
         let whole = if rank > 1 {
             self.fresh(format!("velora.pin.{tensor}.ints"))
@@ -158,17 +157,55 @@ impl Emit<'_> {
         };
         nodes.push(NodeProto {
             attribute: vec![int("to", i64::from(DataType::INT64.0))],
-            ..node("Cast", &[&rows], &whole, &tensor)
+            ..part("Cast", &[&rows], &whole, &tensor)
         });
         if rank > 1 {
             let axes = self.constant((1..rank as i64).collect());
             nodes.push(NodeProto {
                 attribute: vec![int("keepdims", 0)],
-                ..node("ReduceSum", &[&whole, &axes], &last, &tensor)
+                ..part("ReduceSum", &[&whole, &axes], &last, &tensor)
             });
         }
         self.patch.insert_after(awaited, nodes);
         Some(last)
+    }
+
+    /// The type that a gated value is declared to have: without it a runtime does not know the shape
+    /// behind a `Reshape` to a computed shape, and works nothing in place from there on. None where
+    /// ONNX Runtime would merge the gate with a view in front of it, as it does where the shape is
+    /// static.
+    fn declared(&self, shapes: &Shapes, value: ValueId) -> Option<TypeProto> {
+        let shape = shapes.of(value).shape.as_ref()?;
+        let behind_view = self
+            .graph
+            .producer(value)
+            .is_some_and(|n| is_view(self.graph.node(n)));
+        if behind_view && shape.iter().all(|d| d.as_const().is_some()) {
+            return None;
+        }
+        if let Some(declared) = self.types.get(self.graph.value(value).name.as_str()) {
+            return Some((*declared).clone());
+        }
+        let dim = |dim: &Dim| {
+            let value = match dim.as_const() {
+                Some(size) => dimension::Value::DimValue(size),
+                // A runtime takes two sizes for equal where their names are.
+                None => dimension::Value::DimParam(dim.to_string()),
+            };
+            Dimension {
+                value: Some(value),
+                ..Default::default()
+            }
+        };
+        Some(TypeProto {
+            value: Some(type_proto::Value::TensorType(type_proto::Tensor {
+                elem_type: Some(shapes.of(value).data_type?.0),
+                shape: Some(TensorShapeProto {
+                    dim: shape.iter().map(dim).collect(),
+                }),
+            })),
+            ..Default::default()
+        })
     }
 
     /// Hands one input of a node on once the vectors exist.
@@ -189,39 +226,27 @@ impl Emit<'_> {
         let nodes = vec![
             NodeProto {
                 attribute: vec![int("axis", 0)],
-                ..node("Concat", &inputs, &shape, &tensor)
+                ..part("Concat", &inputs, &shape, &tensor)
             },
-            node("Reshape", &[&tensor, &shape], &gated, &tensor),
+            part("Reshape", &[&tensor, &shape], &gated, &tensor),
         ];
         self.patch.insert_before(waiter, nodes);
+        if let Some(r#type) = self.declared(shapes, value) {
+            self.patch.add_value_info(ValueInfoProto {
+                name: Some(gated.clone()),
+                r#type: Some(r#type),
+                ..Default::default()
+            });
+        }
         self.patch.redirect(waiter, slot, gated);
     }
 }
 
-fn int(name: &str, value: i64) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.to_owned()),
-        i: Some(value),
-        r#type: Some(AttributeType::Int as i32),
-        ..Default::default()
-    }
-}
-
-fn node(op: &str, inputs: &[&str], output: &str, origin: &str) -> NodeProto {
-    let entry = |key: &str, value: &str| StringStringEntryProto {
-        key: Some(format!("velora.{key}")),
-        value: Some(value.to_owned()),
-    };
+/// A node of a pin.
+fn part(op: &str, inputs: &[&str], output: &str, origin: &str) -> NodeProto {
     NodeProto {
-        input: inputs.iter().map(|i| (*i).to_owned()).collect(),
-        output: vec![output.to_owned()],
         name: Some(output.to_owned()),
-        op_type: Some(op.to_owned()),
-        metadata_props: vec![
-            entry("op", "Pin"),
-            entry("origin", origin),
-            entry("version", env!("CARGO_PKG_VERSION")),
-        ],
-        ..Default::default()
+        metadata_props: vec![metadata("op", "Pin"), metadata("origin", origin), version()],
+        ..node(op, inputs, output)
     }
 }

@@ -11,7 +11,7 @@ use super::Dependence;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use velora_graph::analysis::buffers::{Buffers, is_view};
-use velora_graph::analysis::lifetimes::Sizes;
+use velora_graph::analysis::lifetimes::{Sizes, element_wise};
 use velora_graph::ir::{Graph, NodeId, ValueId};
 
 /// A way of sorting.
@@ -85,6 +85,8 @@ pub struct Simulation<'g> {
     touches: Vec<Vec<u32>>,
     /// By number: buffers that it makes.
     makes: Vec<Vec<u32>>,
+    /// By number: whether it may write over an input that dies with it.
+    in_place: Vec<bool>,
     /// By buffer: bytes, and whether it is an output.
     bytes: Vec<i64>,
     is_output: Vec<bool>,
@@ -124,6 +126,7 @@ impl<'g> Simulation<'g> {
             reads: Vec::with_capacity(listed.len()),
             touches: Vec::with_capacity(listed.len()),
             makes: vec![Vec::new(); listed.len()],
+            in_place: Vec::with_capacity(listed.len()),
             bytes: vec![0; graph.value_count()],
             is_output: vec![false; graph.value_count()],
             kinds: Vec::with_capacity(listed.len()),
@@ -155,6 +158,9 @@ impl<'g> Simulation<'g> {
             touched.sort_unstable();
             touched.dedup();
             simulation.touches.push(touched);
+            simulation
+                .in_place
+                .push(element_wise(node) && node.outputs.len() == 1);
             simulation.kinds.push(Kind {
                 shape: matches!(node.op(), "Shape" | "Size"),
                 ours: node.domain() == crate::ops::DOMAIN || node.metadata("velora.op").is_some(),
@@ -191,6 +197,7 @@ impl<'g> Simulation<'g> {
                 let buffers: Vec<u32> = value.map(|v| self.buffer_of(v)).into_iter().collect();
                 self.touches.push(buffers);
                 self.makes.push(Vec::new());
+                self.in_place.push(false);
                 self.kinds.push(Kind {
                     ours: true,
                     ..Kind::default()
@@ -330,6 +337,20 @@ impl<'g> Simulation<'g> {
                 change[*birth as usize] += self.bytes[buffer];
                 let end = (*last as usize).saturating_add(1).min(run.order.len());
                 change[end] -= self.bytes[buffer];
+            }
+        }
+        for (number, makes) in self.makes.iter().enumerate() {
+            let (true, [made]) = (self.in_place[number], makes.as_slice()) else {
+                continue;
+            };
+            let (step, bytes) = (run.step[number], self.bytes[*made as usize]);
+            let dies = |buffer: &u32| {
+                spans[*buffer as usize].is_some_and(|(birth, last)| last == step && birth < step)
+                    && self.bytes[*buffer as usize] == bytes
+            };
+            if self.touches[number].iter().any(dies) {
+                change[step as usize] -= bytes;
+                change[step as usize + 1] += bytes;
             }
         }
         let mut live = 0;

@@ -61,7 +61,8 @@ fn check_attributes<'a>(
         }
         for sparse in attribute
             .sparse_tensor
-            .iter()
+            .as_deref()
+            .into_iter()
             .chain(&attribute.sparse_tensors)
         {
             check_sparse(sparse, || owner(attribute), dir)?;

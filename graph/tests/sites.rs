@@ -1,0 +1,59 @@
+//! Weight-gradient contractions in forms that the exported graphs do not have.
+#![allow(clippy::unwrap_used)]
+
+use velora_graph::analysis::sites::Sites;
+use velora_graph::analysis::{Analyses, Settings};
+use velora_graph::ir::Model;
+use velora_graph::text::parse_model;
+
+/// The contractions of a step in which h is [2, 3, 4] and `backward` makes `grad.w` from it and from
+/// `dy`, a vector of ones that is to be reshaped.
+fn sites(weight: &str, backward: &str) -> Sites {
+    let text = format!(
+        "<ir_version: 10, opset_import: [\"\" : 18]>
+         step (float[2,3,4] x, float[{weight}] w) => (float loss, float[{weight}] \"grad.w\")
+         <int64[2] rows_h = {{-1, 4}}, int64[2] rows_dy = {{-1, 5}}, int64[2] mixed = {{8, 3}},
+          int64[3] axes = {{0, 1, 2}}, float[15] ones = {{1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}},
+          float[30] more = {{1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}}>
+         {{
+            h = Tanh (x)
+            loss = ReduceSum <keepdims: int = 0> (h, axes)
+            {backward}
+         }}"
+    );
+    let model = Model::from_proto(parse_model(&text).unwrap()).unwrap();
+    let analyses = Analyses::new(&model, &Settings::default()).unwrap();
+    analyses.sites
+}
+
+#[test]
+fn rows_may_be_transposed() {
+    let found = sites(
+        "4,5",
+        "flat = Reshape (h, rows_h)
+         columns = Transpose <perm: ints = [1, 0]> (flat)
+         negative = Neg (more)
+         dy = Reshape (negative, rows_dy)
+         \"grad.w\" = MatMul (columns, dy)",
+    );
+    assert_eq!(found.sites.len(), 1, "{:?}", found.unfit);
+    assert_eq!(found.sites[0].features, 4);
+}
+
+/// The weight has a row for each sample and feature: what is compressed must be whole tokens.
+#[test]
+fn samples_mixed_with_features_are_no_tokens() {
+    let found = sites(
+        "8,5",
+        "turned = Transpose <perm: ints = [0, 2, 1]> (h)
+         flat = Reshape (turned, mixed)
+         negative = Neg (ones)
+         dy = Reshape (negative, rows_dy)
+         \"grad.w\" = MatMul (flat, dy)",
+    );
+    assert!(found.sites.is_empty(), "{:?}", found.sites);
+    assert_eq!(
+        found.unfit[0].why,
+        "its layout changes on the way to the product"
+    );
+}

@@ -1,0 +1,84 @@
+//! What the analyses say lives is what the interpreter counts.
+
+use super::{Case, config, graphs, settings};
+use proptest::prelude::*;
+use std::collections::{HashMap, HashSet};
+use velora_graph::analysis::lifetimes::{Lifetimes, Sizes};
+use velora_graph::analysis::{Analyses, Settings};
+use velora_graph::ir::Model;
+use velora_graph::onnx::schema::GraphProto;
+use velora_testgen::interpret::Tensor;
+use velora_testgen::{Generated, ledger, random};
+
+/// The halves by what each node reaches; a compression belongs to the forward half.
+fn halves(graph: &GraphProto, made: &Generated) -> (Vec<bool>, Vec<bool>) {
+    let gradients: HashSet<&str> = made.gradient_outputs.iter().map(String::as_str).collect();
+    let others = graph
+        .output
+        .iter()
+        .map(|o| o.name())
+        .filter(|o| !gradients.contains(o));
+    let mut forward = ledger::ancestors(graph, others);
+    let mut backward = ledger::ancestors(graph, gradients.iter().copied());
+    for (place, node) in graph.node.iter().enumerate() {
+        let op = node.metadata_props.iter().find(|e| e.key() == "velora.op");
+        let op = if node.domain() == "ai.velora" {
+            Some(node.op_type())
+        } else {
+            op.map(|e| e.value())
+        };
+        forward[place] |= backward[place] && matches!(op, Some("Compress" | "MeanDirection"));
+        backward[place] &= !forward[place];
+    }
+    (forward, backward)
+}
+
+fn check(
+    model: &Model,
+    made: &Generated,
+    values: &HashMap<String, Tensor>,
+    batch: i64,
+) -> HashSet<String> {
+    let graph = &model.graph;
+    let proto = graph.to_proto();
+    let analyses = Analyses::new(model, &Settings::default()).unwrap();
+    let name = |v| graph.value(v).name.clone();
+    let (forward, backward) = halves(&proto, made);
+    let counted = ledger::saved(&proto, values, &forward, &backward);
+    let predicted: HashSet<String> = analyses.saved.iter().map(|s| name(s.buffer)).collect();
+    assert_eq!(predicted, counted, "saved activations");
+
+    let sizes = Sizes::new(graph, &analyses.shapes, |_| batch);
+    let lifetimes = Lifetimes::new(graph, &analyses.buffers, &sizes, graph.order());
+    let unknown: Vec<String> = lifetimes.unknown(&sizes).into_iter().map(name).collect();
+    assert!(unknown.is_empty(), "sizes of {unknown:?} are unknown");
+    let order: Vec<usize> = (0..proto.node.len()).collect();
+    let counted = ledger::live(&proto, values, &order);
+    assert_eq!(lifetimes.live(&sizes), counted, "live bytes");
+    assert_eq!(
+        lifetimes.peak(&sizes).0,
+        counted.into_iter().max().unwrap_or(0)
+    );
+    predicted
+}
+
+proptest! {
+    #![proptest_config(config(250))]
+
+    #[test]
+    fn predicted_is_counted(graph in graphs(), options in settings()) {
+        let Some(case) = Case::new(random::graph(&graph), &options, 2) else { return Ok(()) };
+        let batch = case.made.batch.err().unwrap_or(2);
+        check(&case.model, &case.made, &case.values, batch);
+        let saved = check(&case.outcome.ran.model, &case.made, &case.new_values, batch);
+        // What is said to be freed is freed, and what keeps a tensor is named.
+        let graph = &case.model.graph;
+        for decision in case.outcome.decisions.iter().filter(|d| d.rewritten()) {
+            let kept = saved.contains(&graph.value(decision.activation).name);
+            let keepers = !decision.kept_alive_by.is_empty();
+            // Pins may hold a keeper in the forward half, so that what it makes is saved instead.
+            let fits = if options.pin { keepers || !kept } else { keepers == kept };
+            prop_assert!(fits, "{kept} {}", decision.message);
+        }
+    }
+}
