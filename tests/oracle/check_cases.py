@@ -108,9 +108,11 @@ def sources(original, rewritten):
                    None, transposed, scale)
         elif node.op_type == "Gemm" and node.output[0] in old:
             def reads_reconstructed(name):
-                while name.startswith("velora.pin."):
+                while name not in known:
+                    if name not in makers or makers[name].op_type == "Reconstruct":
+                        return name in makers
                     name = makers[name].input[0]
-                return name not in known and name.endswith((".X", ".X_t"))
+                return False
 
             slots = [i for i in (0, 1) if reads_reconstructed(node.input[i])]
             if slots:
