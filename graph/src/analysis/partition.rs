@@ -1,8 +1,7 @@
 //! Forward and backward.
 
 use super::roles::Roles;
-use crate::ir::{Graph, Node, NodeId, ValueId, View};
-use petgraph::visit::{Reversed, Walker};
+use crate::ir::{Graph, Node, NodeId, ValueId};
 
 /// Which half of a training step a node belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,15 +66,23 @@ fn compresses(node: &Node) -> bool {
     matches!(op, Some("Compress" | "MeanDirection"))
 }
 
+/// A pin makes a node wait and hands on no value: by itself it draws nothing into a half.
+fn only_waits(node: &Node, slot: usize) -> bool {
+    node.op() == "Reshape" && slot == 1 && node.metadata("velora.op") == Some("Pin")
+}
+
 fn mark(graph: &Graph, from: impl Iterator<Item = ValueId>, half: Half, halves: &mut [Half]) {
-    let up = Reversed(View(graph));
-    let mut walk = petgraph::visit::Dfs::empty(up);
-    for root in from.filter_map(|value| graph.producer(value)) {
-        walk.move_to(root);
-        for node in (&mut walk).iter(up) {
-            if halves[node.index()] == Half::Dead {
-                halves[node.index()] = half;
-            }
+    let mut pending: Vec<NodeId> = from.filter_map(|value| graph.producer(value)).collect();
+    while let Some(id) = pending.pop() {
+        // What a node of a half depends on is of that half already.
+        if halves[id.index()] != Half::Dead {
+            continue;
         }
+        halves[id.index()] = half;
+        let node = graph.node(id);
+        let read = node.inputs.iter().enumerate();
+        let read = read.filter_map(|(slot, value)| value.filter(|_| !only_waits(node, slot)));
+        let read = read.chain(node.captures.iter().copied());
+        pending.extend(read.filter_map(|value| graph.producer(value)));
     }
 }
