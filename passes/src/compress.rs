@@ -14,6 +14,7 @@ use crate::names::Names;
 use crate::ops::{self, Op, Variant};
 use crate::proto::{float, float_vector, int, int_vector, ints, metadata, node, version};
 use crate::select::{Decision, Init, LayerSettings, sub_token_size};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::sites::Site;
@@ -65,15 +66,13 @@ pub fn compress(
     };
     let mut compressed: BTreeMap<ValueId, Compressed> = BTreeMap::new();
     for (decision, site) in &chosen {
-        if !compressed.contains_key(&site.activation) {
-            let form = emit.compress(site, &decision.settings)?;
-            compressed.insert(site.activation, form);
-        }
-        if let Some(form) = compressed.get(&site.activation) {
-            match site.plain {
-                true => emit.factored(site, &decision.settings, form)?,
-                false => emit.reconstructed(site, &decision.settings, form)?,
-            }
+        let form = match compressed.entry(site.activation) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(emit.compress(site, &decision.settings)?),
+        };
+        match site.plain {
+            true => emit.factored(site, &decision.settings, form)?,
+            false => emit.reconstructed(site, &decision.settings, form)?,
         }
     }
     let Emit {

@@ -24,7 +24,7 @@ import sys
 import numpy as np
 import onnx
 
-from check_rewrite import batch, run
+from check_rewrite import random_feed, run_all_values
 
 UNDEFINED = "⊤"
 FUNCTIONS = {
@@ -74,9 +74,8 @@ def sizes_of(model, path, size, seq):
 def check(binary, path, size, seq, counts):
     model = onnx.load(path)
     sizes = sizes_of(model, path, size, seq)
-    values = [o for n in model.graph.node for o in n.output if o]
-    feed = batch(model, sizes)
-    actual = run(model, feed, list(dict.fromkeys(values)))
+    feed = random_feed(model, sizes)
+    actual = run_all_values(model, feed)
     actual |= feed
     actual |= {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name not in feed}
     symbolic, numeric = inferred(binary, path), inferred(binary, path, sizes)

@@ -474,7 +474,8 @@ impl<'g> Simulation<'g> {
             waiter: self.listed[waiter as usize],
             awaited: self.listed[awaited as usize],
         };
-        later.map(dependence).find(can)
+        let found = later.map(dependence).find(can)?;
+        Some(self.head(found, schedule, can))
     }
 
     /// The nearest node behind a place of the schedule that runs before the node there waits for it.
@@ -492,6 +493,38 @@ impl<'g> Simulation<'g> {
             waiter: self.listed[waiter as usize],
             awaited: self.listed[awaited as usize],
         };
-        earlier.map(dependence).find(can)
+        let found = earlier.map(dependence).find(can)?;
+        Some(self.head(found, schedule, can))
+    }
+
+    /// The same dependence at the head of the chain that leads to the waiter: what the schedule has
+    /// between the awaited node and the waiter, and the waiter reads, had better wait in its place,
+    /// since then one pin holds the whole chain back.
+    fn head(
+        &self,
+        found: Dependence,
+        schedule: &Run,
+        can: &impl Fn(&Dependence) -> bool,
+    ) -> Dependence {
+        let place = |node: u32| schedule.step[node as usize];
+        let awaited = place(self.position[found.awaited.index()] as u32);
+        let mut head = found;
+        let mut here = self.position[found.waiter.index()];
+        loop {
+            let reads = self.reads[here].iter().copied();
+            let own = reads.filter(|&r| (r as usize) < self.listed.len() && place(r) > awaited);
+            // Each step goes to a producer, so the walk ends with the acyclic graph.
+            let Some(next) = own.min_by_key(|&r| place(r)) else {
+                return head;
+            };
+            here = next as usize;
+            let candidate = Dependence {
+                waiter: self.listed[here],
+                ..found
+            };
+            if can(&candidate) {
+                head = candidate;
+            }
+        }
     }
 }
