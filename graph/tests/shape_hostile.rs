@@ -28,13 +28,6 @@ fn run(
     (graph, shapes)
 }
 
-fn text(body: &str) -> ModelProto {
-    parse_model(&format!(
-        "<ir_version: 10, opset_import: [\"\": 18]>\n{body}"
-    ))
-    .unwrap()
-}
-
 fn ints(name: &str, list: Vec<i64>) -> AttributeProto {
     AttributeProto {
         name: Some(name.to_owned()),
