@@ -7,7 +7,6 @@ use velora_graph::ir::Graph;
 use velora_graph::onnx::schema::tensor_shape_proto::{Dimension, dimension};
 use velora_graph::onnx::schema::*;
 use velora_graph::shapes::{Context, ShapeErrors, Shapes, infer};
-use velora_graph::text::parse_model;
 
 fn run(
     graph: GraphProto,
