@@ -152,7 +152,8 @@ pub fn saved(
     found
 }
 
-/// By node: whether one of the named values depends on it.
+/// By node: whether one of the named values depends on it. A pin hands on its first input only: the
+/// rest of it orders nodes and has no values.
 pub fn ancestors<'n>(graph: &GraphProto, of: impl IntoIterator<Item = &'n str>) -> Vec<bool> {
     let mut makers = HashMap::new();
     for (place, node) in graph.node.iter().enumerate() {
@@ -165,7 +166,11 @@ pub fn ancestors<'n>(graph: &GraphProto, of: impl IntoIterator<Item = &'n str>) 
         .collect();
     while let Some(place) = pending.pop() {
         if !std::mem::replace(&mut found[place], true) {
-            let inputs = graph.node[place].input.iter();
+            let node = &graph.node[place];
+            let is_pin = node.op_type() == "Reshape"
+                && (node.metadata_props.iter())
+                    .any(|e| (e.key(), e.value()) == ("velora.op", "Pin"));
+            let inputs = node.input.iter().take(if is_pin { 1 } else { usize::MAX });
             pending.extend(inputs.filter_map(|n| makers.get(n.as_str()).copied()));
         }
     }
