@@ -66,7 +66,8 @@ proptest! {
 /// In ONNX Runtime's order a pinned graph peaks where its schedule does, or little above.
 #[test]
 fn pins_hold_the_peak_in_a_depth_first_order() {
-    let graphs: [(&str, fn() -> Generated); 5] = [
+    type Make = fn() -> Generated;
+    let graphs: [(&str, Make); 5] = [
         ("mlp of gelu", || chain::mlp(4, 16, "gelu")),
         ("mlp of norms", || chain::mlp(5, 16, "norm")),
         ("mlp of silu", || chain::mlp(3, 24, "silu")),
