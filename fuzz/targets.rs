@@ -13,12 +13,20 @@ use velora_graph::onnx::schema::ModelProto;
 use velora_graph::onnx::write::write_to;
 use velora_graph::text::{parse_model, parse_node, print_model, print_node};
 use velora_graph::verify::{verify, verify_model};
+use velora_passes::manager::Checks;
+use velora_passes::pipeline::{JobError, Options, optimise};
+use velora_passes::select::{Grouping, Preset, Selection};
 
 /// Takes an input, and tells whether it was accepted rather than refused with an error.
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every target, by name.
-pub const TARGETS: [(&str, Target); 3] = [("decode", decode), ("text", text), ("analyse", analyse)];
+pub const TARGETS: [(&str, Target); 4] = [
+    ("decode", decode),
+    ("text", text),
+    ("analyse", analyse),
+    ("step", step),
+];
 
 /// The bytes that the streaming writer makes of a model.
 fn written(model: &ModelProto) -> Vec<u8> {
@@ -140,6 +148,62 @@ pub fn analyse(data: &[u8]) -> bool {
             }
         }
     }
-    // Passes go here: each on `graph`, the result verified.
+    rewrite(&model, form(data), verdict.is_ok());
     true
+}
+
+/// A training graph drawn from the bytes, through the whole job.
+pub fn step(data: &[u8]) -> bool {
+    let made = velora_testgen::random::graph(data);
+    if let Err(found) = verify_model(&made.model) {
+        panic!("{}", found.listing(&made.model));
+    }
+    let model = Model::from_proto(made.model).expect("a valid model has an index");
+    rewrite(&model, form(data), true)
+}
+
+/// A preset, whether functions are expanded, and whether the order is pinned.
+type Form = (Preset, bool, bool);
+
+/// The form that an input is rewritten in: one of all, since each takes its time.
+fn form(data: &[u8]) -> Form {
+    let sum: usize = data.iter().map(|&b| usize::from(b)).sum();
+    FORMS[sum % FORMS.len()]
+}
+
+/// Every preset, both forms, with and without pins.
+const FORMS: [Form; 4] = [
+    (Preset::Freeable, false, true),
+    (Preset::Paper, true, true),
+    (Preset::All, true, false),
+    (Preset::All, false, true),
+];
+
+/// Rewrites a model; what was valid stays valid, and can be written and read. Tells whether anything was
+/// rewritten.
+fn rewrite(model: &Model, (preset, inline, pin): Form, valid: bool) -> bool {
+    let mut selection = Selection::freeable(Grouping::Groups(2));
+    selection.preset = preset;
+    let options = Options {
+        settings: Settings::default(),
+        selection,
+        inline,
+        pin,
+        checks: Checks {
+            verify_each: valid,
+            keep_after: None,
+        },
+    };
+    let outcome = match optimise(model, &options) {
+        Ok(outcome) => outcome,
+        Err(JobError::Pipeline(error)) if valid => panic!("{preset:?} {inline} {pin}: {error}"),
+        Err(_) => return false,
+    };
+    let bytes = written(&outcome.ran.model.to_proto());
+    if valid {
+        let again = read(bytes.clone().into(), UnknownFields::Refuse);
+        let again = again.expect("what was written cannot be read");
+        assert!(written(&again) == bytes, "reading and writing changed it");
+    }
+    outcome.decisions.iter().any(|d| d.rewritten())
 }

@@ -10,8 +10,9 @@ mod targets;
 use std::ops::Range;
 use std::path::Path;
 
-/// Inputs made out of each seed, for each target.
+/// Inputs made out of each seed, for each target; fewer where each is a whole job.
 const MUTATIONS: usize = 2500;
+const JOBS: usize = 100;
 
 fn seeds() -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
@@ -105,12 +106,13 @@ fn mutate(random: &mut Random, seed: &[u8], other: &[u8]) -> Vec<u8> {
 
 fn run(name: &str) {
     let target = targets::TARGETS.iter().find(|t| t.0 == name).unwrap().1;
+    let mutations = if name == "step" { JOBS } else { MUTATIONS };
     let seeds = seeds();
     let mut random = Random(0x5eed);
     let mut accepted = 0;
     for (seed, bytes) in &seeds {
         target(bytes.as_slice());
-        for number in 0..MUTATIONS {
+        for number in 0..mutations {
             let (_, other) = &seeds[random.below(seeds.len())];
             let input = mutate(&mut random, bytes, other);
             let result = std::panic::catch_unwind(|| target(&input));
@@ -126,7 +128,7 @@ fn run(name: &str) {
         }
     }
     // If nearly all were refused, what lies behind the readers would not be tested.
-    let all = seeds.len() * MUTATIONS;
+    let all = seeds.len() * mutations;
     assert!(
         accepted > all / 20,
         "{name}: only {accepted} of {all} mutations were accepted"
@@ -146,6 +148,11 @@ fn text() {
 #[test]
 fn analyse() {
     run("analyse");
+}
+
+#[test]
+fn step() {
+    run("step");
 }
 
 /// Seeds that the targets refuse at once would test nothing.

@@ -36,7 +36,11 @@ impl Kind for Pin {
             return Ok(Ok("no pin".to_owned()));
         }
         let patch = pin(graph, &types, &sizes);
-        let pinned: Model = case.model.apply(&patch).map_err(|e| e.to_string())?;
+        let pinned: Model = case
+            .model
+            .clone()
+            .apply(&patch)
+            .map_err(|e| e.to_string())?;
         verify(&pinned.shell, &pinned.graph).map_err(|e| e.listing(&pinned.to_proto()))?;
         let after = shapes(&pinned, &case.settings).map_err(|e| e.to_string())?;
         for (&old, &new) in graph.outputs().iter().zip(pinned.graph.outputs()) {

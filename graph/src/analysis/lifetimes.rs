@@ -49,13 +49,15 @@ impl Sizes {
                 _ => Some(elements.checked_mul(bits)?.checked_add(7)?.div_euclid(8)),
             }
         };
+        // The sum of all, twice over, fits the number; no machine has what is beyond.
+        let most = i64::MAX / 2 / (graph.value_count() as i64 + 1);
         let bytes = graph.values().map(&mut bytes);
         Sizes {
-            bytes: bytes.map(|b| b.filter(|&b| b >= 0)).collect(),
+            bytes: (bytes.map(|b| b.filter(|b| (0..=most).contains(b)))).collect(),
         }
     }
 
-    /// The bytes of a value's buffer; `None` where they are unknown.
+    /// The bytes of a value's buffer; `None` where they are unknown, or too many to be summed up.
     pub fn of(&self, value: ValueId) -> Option<i64> {
         self.bytes[value.index()]
     }

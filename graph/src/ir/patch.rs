@@ -135,8 +135,8 @@ impl Model {
     ///
     /// # Errors
     /// [`GraphError`] where the result would not be a graph.
-    pub fn apply(&self, patch: &Patch) -> Result<Model, GraphError> {
-        let mut shell = self.shell.clone();
+    pub fn apply(self, patch: &Patch) -> Result<Model, GraphError> {
+        let mut shell = self.shell;
         shell.functions.extend(patch.functions.iter().cloned());
         for import in &patch.imports {
             if !shell
@@ -159,9 +159,10 @@ impl Graph {
     ///
     /// # Errors
     /// [`GraphError`] where the result would not be a graph.
-    pub fn apply(&self, patch: &Patch) -> Result<Graph, GraphError> {
-        let order = patch.order.as_deref().unwrap_or(self.order());
-        let mut proto = self.shell.clone();
+    pub fn apply(mut self, patch: &Patch) -> Result<Graph, GraphError> {
+        let own = std::mem::take(&mut self.order);
+        let order = patch.order.as_deref().unwrap_or(&own);
+        let mut proto = std::mem::take(&mut self.shell);
         let mut nodes = Vec::with_capacity(order.len() + patch.front.len());
         nodes.extend(patch.front.iter().cloned());
         for id in order {
@@ -175,7 +176,7 @@ impl Graph {
             nodes.extend(listed(&patch.before));
             match patch.replaced.get(id) {
                 Some(replacement) => nodes.extend(replacement.iter().cloned()),
-                None => nodes.push(self.patched_node(*id, patch)),
+                None => nodes.push(self.take_patched(*id, patch)),
             }
             nodes.extend(listed(&patch.after));
         }
@@ -190,8 +191,10 @@ impl Graph {
         Graph::from_proto(proto)
     }
 
-    fn patched_node(&self, id: NodeId, patch: &Patch) -> NodeProto {
-        let mut node = self.node_proto(id);
+    /// Moves a node's message out, which is most of what a graph holds.
+    fn take_patched(&mut self, id: NodeId, patch: &Patch) -> NodeProto {
+        let mut node = std::mem::take(&mut self.nodes[id.index()].proto);
+        (node.input, node.output) = self.edge_names(id);
         for (slot, name) in node.input.iter_mut().enumerate() {
             if let Some(new) = patch.redirected.get(&(id, slot)) {
                 name.clone_from(new);
@@ -222,16 +225,23 @@ impl Graph {
 
     /// A node's message with its edges as names.
     pub fn node_proto(&self, id: NodeId) -> NodeProto {
+        let (input, output) = self.edge_names(id);
+        NodeProto {
+            input,
+            output,
+            ..self.node(id).proto.clone()
+        }
+    }
+
+    /// The names of what a node reads and makes.
+    fn edge_names(&self, id: NodeId) -> (Vec<String>, Vec<String>) {
         let node = self.node(id);
         let name = |value: &Option<ValueId>| match value {
             Some(value) => self.value(*value).name.clone(),
             None => String::new(),
         };
-        NodeProto {
-            input: node.inputs.iter().map(name).collect(),
-            output: node.outputs.iter().map(name).collect(),
-            ..node.proto.clone()
-        }
+        let names = |values: &[Option<ValueId>]| values.iter().map(name).collect();
+        (names(&node.inputs), names(&node.outputs))
     }
 
     /// The reads of a value by inputs of nodes, without captures by nested graphs.

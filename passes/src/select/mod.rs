@@ -214,17 +214,68 @@ pub enum SelectError {
         /// Another.
         second: String,
     },
+    /// A setting that no layer can have.
+    #[error("{setting} is {value}, for {layer}; expected {expected}")]
+    Setting {
+        /// The setting.
+        setting: &'static str,
+        /// What it was set to.
+        value: String,
+        /// The parameter, or all of them.
+        layer: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+}
+
+impl Selection {
+    /// Refuses settings that no layer can have.
+    fn check(&self) -> Result<(), SelectError> {
+        let defaults = &self.defaults;
+        check("all layers", Some(defaults.grouping), Some(defaults.scale))?;
+        let layers = self.layers.iter();
+        { layers }.try_for_each(|(layer, plan)| check(layer, plan.grouping, plan.scale))
+    }
+}
+
+fn check(layer: &str, grouping: Option<Grouping>, scale: Option<f64>) -> Result<(), SelectError> {
+    let wrong = |setting, value: &dyn std::fmt::Display, expected| {
+        Err(SelectError::Setting {
+            setting,
+            value: value.to_string(),
+            layer: layer.to_owned(),
+            expected,
+        })
+    };
+    match grouping {
+        Some(Grouping::Groups(number)) if number < 1 => {
+            return wrong("the number of groups", &number, "at least 1");
+        }
+        Some(Grouping::SubTokenSize(number)) if number < 1 => {
+            return wrong("the sub-token size", &number, "at least 1");
+        }
+        _ => {}
+    }
+    match scale {
+        // It is written as a 32-bit float.
+        Some(scale) if !(scale as f32).is_finite() => {
+            wrong("the scale", &scale, "a finite 32-bit float")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Decides about every contraction, in the order of their products.
 ///
 /// # Errors
-/// [`SelectError`] where layers that share a tensor have settings that cannot be shared.
+/// [`SelectError`] where layers that share a tensor have settings that cannot be shared, or a setting is
+/// one that no layer can have.
 pub fn select(
     graph: &Graph,
     analyses: &Analyses,
     selection: &Selection,
 ) -> Result<Vec<Decision>, SelectError> {
+    selection.check()?;
     let sites = &analyses.sites;
     let mut wanted: BTreeMap<NodeId, Wish> = BTreeMap::new();
     let mut widths: BTreeMap<ValueId, Vec<i64>> = BTreeMap::new();
@@ -421,6 +472,10 @@ fn refusal(
     }
     let settings = selection.settings(&graph.value(site.parameter).name);
     let groups = settings.grouping.groups(site.features);
+    let size = sub_token_size(site.features, groups);
+    if groups.checked_mul(size).is_none() {
+        return says(Reason::Layout, "its padded width does not fit 64 bits");
+    }
     if !smaller(site, groups) {
         let message = match groups >= site.features {
             true => format!(
