@@ -181,10 +181,11 @@ fn layer(
     let graph = &model.graph;
     let kind = analyses.shapes.of(decision.activation);
     let tensor = &graph.value(decision.activation).name;
+    // They are listed by the id of the buffer.
     let is_saved = analyses
         .saved
-        .iter()
-        .any(|s| s.buffer == decision.activation);
+        .binary_search_by_key(&decision.activation, |s| s.buffer)
+        .is_ok();
     let before = match is_saved {
         true => Amount::from(analyses.shapes.bytes(decision.activation)),
         false => Amount::from(0),
@@ -242,7 +243,10 @@ fn saved(sides: &Sides<'_>, saved: &SavedActivation) -> Saved {
     let mut nodes: Vec<_> = saved.readers.iter().map(|r| r.node).collect();
     nodes.dedup();
     let possible = |site: &Site| {
-        let decision = sides.decisions.iter().find(|d| d.node == site.product);
+        // They are listed in the order of their products.
+        let decisions = sides.decisions;
+        let place = decisions.binary_search_by_key(&site.product, |d| d.node);
+        let decision = place.ok().and_then(|at| decisions.get(at));
         decision.is_some_and(|d| d.reason.may_be_rewritten())
     };
     let rewritable = saved.readers.iter().all(|reader| {

@@ -5,7 +5,7 @@
 //! and reads none; a node that asks for a shape reads none; inputs and constants lie outside; outputs
 //! stay; an element-wise node writes over an input that dies with it and is as large.
 
-use crate::interpret::Tensor;
+use crate::interpret::{Data, Tensor};
 use std::collections::{HashMap, HashSet};
 use velora_graph::onnx::schema::{GraphProto, NodeProto};
 
@@ -115,7 +115,7 @@ pub fn peak(graph: &GraphProto, values: &HashMap<String, Tensor>, order: &[usize
 }
 
 /// The names of the values that own the buffers alive between the forward half and the backward half:
-/// made by a node of the one, read by a node of the other, and not by shapes and constants alone.
+/// made by a node of the one, read by a node of the other, and not integers made from shapes and constants alone.
 /// `forward` and `backward` say of each node whether it belongs to the half.
 pub fn saved(
     graph: &GraphProto,
@@ -130,7 +130,9 @@ pub fn saved(
         }
         for name in &node.output {
             let tensor = &values[name];
-            owners.insert(tensor.buffer(), (name, forward[place] && tensor.from_data));
+            let float = matches!(tensor.data, Data::Float(_));
+            let counts = forward[place] && (tensor.from_data || float);
+            owners.insert(tensor.buffer(), (name, counts));
         }
     }
     let mut found = HashSet::new();
@@ -150,7 +152,8 @@ pub fn saved(
     found
 }
 
-/// By node: whether one of the named values depends on it.
+/// By node: whether one of the named values depends on it. A pin hands on its first input only: the
+/// rest of it orders nodes and has no values.
 pub fn ancestors<'n>(graph: &GraphProto, of: impl IntoIterator<Item = &'n str>) -> Vec<bool> {
     let mut makers = HashMap::new();
     for (place, node) in graph.node.iter().enumerate() {
@@ -163,7 +166,11 @@ pub fn ancestors<'n>(graph: &GraphProto, of: impl IntoIterator<Item = &'n str>) 
         .collect();
     while let Some(place) = pending.pop() {
         if !std::mem::replace(&mut found[place], true) {
-            let inputs = graph.node[place].input.iter();
+            let node = &graph.node[place];
+            let is_pin = node.op_type() == "Reshape"
+                && (node.metadata_props.iter())
+                    .any(|e| (e.key(), e.value()) == ("velora.op", "Pin"));
+            let inputs = node.input.iter().take(if is_pin { 1 } else { usize::MAX });
             pending.extend(inputs.filter_map(|n| makers.get(n.as_str()).copied()));
         }
     }

@@ -10,6 +10,8 @@ use super::saved::needs_shape_only;
 use crate::dim::Dim;
 use crate::ir::{Graph, Node, NodeId, Use, ValueId};
 use crate::shapes::Shapes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Bytes of every buffer, at sizes given to all symbols.
 #[derive(Clone, Debug)]
@@ -20,15 +22,34 @@ pub struct Sizes {
 impl Sizes {
     /// Evaluates the shapes, with `stand_in` for a symbol that has no size.
     pub fn new(graph: &Graph, shapes: &Shapes, stand_in: impl Fn(&str) -> i64) -> Self {
-        let bytes = |value| {
-            let bytes = shapes.bytes(value)?;
-            if let Some(constant) = bytes.as_const() {
+        // Few symbols stand in many shapes.
+        let mut known: BTreeMap<Arc<str>, i64> = BTreeMap::new();
+        let mut size = |dim: &Dim| {
+            if let Some(constant) = dim.as_const() {
                 return Some(constant);
             }
-            let sizes = bytes.symbols().into_iter();
-            bytes.eval(&sizes.map(|s| (s.clone(), stand_in(&s))).collect())
+            for symbol in dim.symbols() {
+                let unknown = !known.contains_key(&symbol);
+                if unknown {
+                    let stood_in = stand_in(&symbol);
+                    known.insert(symbol, stood_in);
+                }
+            }
+            dim.eval(&known)
         };
-        let bytes = graph.values().map(bytes);
+        let mut bytes = |value| {
+            let kind = shapes.of(value);
+            let bits = kind.data_type?.bits()?;
+            let mut elements = 1i64;
+            for dim in kind.shape.as_ref()? {
+                elements = elements.checked_mul(size(dim)?)?;
+            }
+            match bits % 8 {
+                0 => elements.checked_mul(bits / 8),
+                _ => Some(elements.checked_mul(bits)?.checked_add(7)?.div_euclid(8)),
+            }
+        };
+        let bytes = graph.values().map(&mut bytes);
         Sizes {
             bytes: bytes.map(|b| b.filter(|&b| b >= 0)).collect(),
         }

@@ -2,17 +2,18 @@
 
 use super::roles::Roles;
 use crate::ir::{Graph, Node, NodeId, ValueId, View};
-use petgraph::visit::{Reversed, Walker};
+use petgraph::visit::{NodeFiltered, Reversed, Walker};
 
 /// Which half of a training step a node belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Half {
-    /// An ancestor of the loss or of another output that is no gradient; or part of a compression,
-    /// which runs where its input is born.
+    /// An ancestor of the loss or of another output that is computed without gradients; or part of a
+    /// compression, which runs where its input is born.
     Forward,
-    /// Not forward, and an ancestor of a gradient or an updated parameter.
+    /// Not forward, and an ancestor of a gradient, of an updated parameter, or of an output computed
+    /// from gradients.
     Backward,
-    /// Reaches no output.
+    /// Reaches no output by value; the dependences of pins are among these.
     Dead,
 }
 
@@ -23,13 +24,26 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// Divides a graph by what each node reaches.
+    /// Divides a graph by what each node reaches. Pins are not followed: they order nodes and hand on
+    /// no value.
     pub fn new(graph: &Graph, roles: &Roles) -> Self {
         let mut halves = vec![Half::Dead; graph.order().len()];
-        let forward = std::iter::once(roles.loss).chain(roles.others.iter().copied());
-        mark(graph, forward, Half::Forward, &mut halves);
+        mark(graph, [roles.loss], Half::Forward, &mut halves);
+        let forward = halves.clone();
         let gradients = roles.gradients.iter().map(|&(_, output)| output);
         mark(graph, gradients, Half::Backward, &mut halves);
+        let below = measures_gradients(graph, &halves);
+        let (measured, predicted): (Vec<_>, Vec<_>) = (roles.others.iter().copied())
+            .partition(|&output| graph.producer(output).is_some_and(|n| below[n.index()]));
+        let mut halves = forward;
+        mark(graph, predicted, Half::Forward, &mut halves);
+        let gradients = roles.gradients.iter().map(|&(_, output)| output);
+        mark(
+            graph,
+            gradients.chain(measured),
+            Half::Backward,
+            &mut halves,
+        );
         for &node in graph.order() {
             let half = &mut halves[node.index()];
             if *half == Half::Backward && compresses(graph.node(node)) {
@@ -67,10 +81,35 @@ fn compresses(node: &Node) -> bool {
     matches!(op, Some("Compress" | "MeanDirection"))
 }
 
-fn mark(graph: &Graph, from: impl Iterator<Item = ValueId>, half: Half, halves: &mut [Half]) {
-    let up = Reversed(View(graph));
+/// By node: whether it is computed from gradients: a matrix product lies above it that gradients
+/// depend on and the loss does not. What such an output measures (a norm of gradients, say) is no
+/// part of the forward pass.
+fn measures_gradients(graph: &Graph, halves: &[Half]) -> Vec<bool> {
+    let mut below = vec![false; halves.len()];
+    let products = graph.order().iter().copied().filter(|id| {
+        let product = matches!(graph.node(*id).op(), "MatMul" | "Gemm" | "FusedMatMul");
+        product && halves[id.index()] == Half::Backward
+    });
+    let mut pending: Vec<NodeId> = products.collect();
+    while let Some(id) = pending.pop() {
+        if !orders_only(graph.node(id)) && !std::mem::replace(&mut below[id.index()], true) {
+            pending.extend(graph.successors(id));
+        }
+    }
+    below
+}
+
+/// Whether a node makes the dependence of a pin; its `Reshape`, which hands the value on, does not.
+fn orders_only(node: &Node) -> bool {
+    node.metadata("velora.op") == Some("Pin") && node.op() != "Reshape"
+}
+
+/// Marks the ancestors of values that have no mark yet.
+fn mark(graph: &Graph, from: impl IntoIterator<Item = ValueId>, half: Half, halves: &mut [Half]) {
+    let values = NodeFiltered::from_fn(View(graph), |id| !orders_only(graph.node(id)));
+    let up = Reversed(&values);
     let mut walk = petgraph::visit::Dfs::empty(up);
-    for root in from.filter_map(|value| graph.producer(value)) {
+    for root in from.into_iter().filter_map(|value| graph.producer(value)) {
         walk.move_to(root);
         for node in (&mut walk).iter(up) {
             if halves[node.index()] == Half::Dead {

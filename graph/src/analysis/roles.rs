@@ -7,7 +7,7 @@
 
 use crate::ir::{Graph, ValueId};
 use crate::onnx::schema::{ValueInfoProto, tensor_shape_proto::dimension, type_proto};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 /// What the user said about outputs.
@@ -95,13 +95,15 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
         .filter(|(_, info)| is_float(info))
         .map(|(&value, info)| (info.name(), (value, info)))
         .collect();
+    let longest = by_name.keys().map(|name| name.len()).max().unwrap_or(0);
     let mut gradients = Vec::new();
     let mut others = Vec::new();
     for (&output, info) in graph.outputs().iter().zip(graph.output_infos()) {
         if Some(output) == hinted_loss {
             continue;
         }
-        let owner = (hinted.get(&output).copied()).or_else(|| owner(info.name(), &by_name));
+        let owner =
+            (hinted.get(&output).copied()).or_else(|| owner(info.name(), &by_name, longest));
         match owner {
             Some(parameter) => gradients.push((parameter, output)),
             None => others.push(output),
@@ -116,8 +118,9 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
     let loss = match hinted_loss {
         Some(loss) => loss,
         None => {
+            let among: BTreeSet<ValueId> = others.iter().copied().collect();
             let scalars = (graph.outputs().iter().zip(graph.output_infos()))
-                .filter(|(value, info)| others.contains(value) && is_scalar(info));
+                .filter(|(value, info)| is_scalar(info) && among.contains(value));
             let candidates: Vec<_> = scalars.map(|(&value, info)| (value, info.name())).collect();
             match candidates.as_slice() {
                 [(loss, _)] => *loss,
@@ -139,8 +142,13 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
 /// The parameter with the longest name that stands whole inside `output`, not as a piece of a longer
 /// word; an output with the very name's letters and nothing else would be the parameter itself, not
 /// its gradient.
-fn owner(output: &str, inputs: &BTreeMap<&str, (ValueId, &ValueInfoProto)>) -> Option<ValueId> {
-    let longest = inputs.keys().map(|name| name.len()).max()?;
+///
+/// `longest` is the length of the longest name.
+fn owner(
+    output: &str,
+    inputs: &BTreeMap<&str, (ValueId, &ValueInfoProto)>,
+    longest: usize,
+) -> Option<ValueId> {
     let chars: Vec<(usize, char)> = output.char_indices().collect();
     let is_word = |at: usize| chars.get(at).is_some_and(|(_, c)| c.is_alphanumeric());
     let offset = |at: usize| chars.get(at).map_or(output.len(), |(offset, _)| *offset);

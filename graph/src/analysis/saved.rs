@@ -44,14 +44,19 @@ pub fn shape_arithmetic(graph: &Graph) -> Vec<bool> {
     for id in order.unwrap_or_default() {
         let node = graph.node(id);
         let follows = match (node.domain(), node.op()) {
-            ("", "Shape" | "Size" | "Constant") => true,
+            ("", "Shape" | "Size") => true,
             (
                 "",
                 "Add" | "Sub" | "Mul" | "Div" | "Mod" | "Neg" | "Abs" | "Min" | "Max" | "Concat"
-                | "Gather" | "Slice" | "Cast" | "Equal" | "Where" | "ReduceProd" | "Range",
+                | "Cast" | "Equal" | "Where" | "ReduceProd" | "Range",
             ) => from_shapes(graph, node, &known),
-            ("", "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Identity") => {
-                from_shapes(graph, node, &known)
+            // A piece of a shape is one; a piece of a constant table, cut to a shape, is data.
+            (
+                "",
+                "Gather" | "Slice" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" | "Identity",
+            ) => {
+                let whole = node.inputs.first().copied().flatten();
+                whole.is_some_and(|v| known[v.index()]) && from_shapes(graph, node, &known)
             }
             _ => false,
         };
@@ -79,7 +84,10 @@ pub fn saved_activations(
     let mut found = Vec::new();
     for buffer in buffers.roots(graph) {
         let forward = |node| partition.half(node) == Half::Forward;
-        if shapes[buffer.index()] || !graph.producer(buffer).is_some_and(forward) {
+        if shapes[buffer.index()]
+            || graph.is_constant(buffer)
+            || !graph.producer(buffer).is_some_and(forward)
+        {
             continue;
         }
         let readers = readers(graph, partition, buffers, buffer);

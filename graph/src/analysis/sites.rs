@@ -75,6 +75,12 @@ pub struct Sites {
 }
 
 impl Sites {
+    /// The site whose product a node is.
+    pub fn at(&self, product: NodeId) -> Option<&Site> {
+        let place = self.sites.binary_search_by_key(&product, |s| s.product);
+        self.sites.get(place.ok()?)
+    }
+
     /// The sites of one activation.
     pub fn of(&self, activation: ValueId) -> impl Iterator<Item = &Site> {
         self.sites
@@ -138,9 +144,8 @@ pub fn sites_behind<'s>(
     sites: &'s Sites,
     reader: &Reader,
 ) -> Option<Vec<&'s Site>> {
-    let direct =
-        (sites.sites.iter()).find(|s| s.product == reader.node && Some(s.slot) == reader.slot);
-    if let Some(site) = direct {
+    let site = |node, slot| sites.at(node).filter(|s| Some(s.slot) == slot);
+    if let Some(site) = site(reader.node, reader.slot) {
         return Some(vec![site]);
     }
     let node = graph.node(reader.node);
@@ -162,8 +167,7 @@ pub fn sites_behind<'s>(
                 pending.extend(next.outputs.iter().flatten());
                 continue;
             }
-            let site = sites.sites.iter();
-            behind.push({ site }.find(|s| s.product == user.node && Some(s.slot) == user.slot)?);
+            behind.push(site(user.node, user.slot)?);
         }
     }
     (!behind.is_empty()).then_some(behind)

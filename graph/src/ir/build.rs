@@ -100,9 +100,11 @@ impl Graph {
     /// [`GraphError`] where a name is read but never defined or is defined twice, where graphs are
     /// nested without end, or where nodes form a cycle. Nodes may stand in any order.
     pub fn from_proto(mut shell: GraphProto) -> Result<Self, GraphError> {
+        let made: usize = shell.node.iter().map(|n| n.output.len()).sum();
+        let count = shell.input.len() + shell.initializer.len() + made;
         let mut builder = Builder {
-            values: Vec::new(),
-            by_name: HashMap::new(),
+            values: Vec::with_capacity(count),
+            by_name: HashMap::with_capacity(count),
         };
         let mut inputs = Vec::with_capacity(shell.input.len());
         for (index, info) in shell.input.iter().enumerate() {

@@ -83,6 +83,8 @@ pub struct Simulation<'g> {
     reads: Vec<Vec<u32>>,
     /// By number: buffers that it reads, each once.
     touches: Vec<Vec<u32>>,
+    /// By buffer: the numbers of the graph's own nodes that read it, ascending.
+    readers: Vec<Vec<u32>>,
     /// By number: buffers that it makes.
     makes: Vec<Vec<u32>>,
     /// By number: whether it may write over an input that dies with it.
@@ -125,6 +127,7 @@ impl<'g> Simulation<'g> {
             position,
             reads: Vec::with_capacity(listed.len()),
             touches: Vec::with_capacity(listed.len()),
+            readers: vec![Vec::new(); graph.value_count()],
             makes: vec![Vec::new(); listed.len()],
             in_place: Vec::with_capacity(listed.len()),
             bytes: vec![0; graph.value_count()],
@@ -157,6 +160,10 @@ impl<'g> Simulation<'g> {
                 .collect();
             touched.sort_unstable();
             touched.dedup();
+            for &buffer in &touched {
+                let number = simulation.touches.len() as u32;
+                simulation.readers[buffer as usize].push(number);
+            }
             simulation.touches.push(touched);
             simulation
                 .in_place
@@ -444,13 +451,9 @@ impl<'g> Simulation<'g> {
             if planned_birth > now {
                 found.extend(self.delay(planned_birth, schedule, run, can));
             } else if planned_last < now {
-                let late = (0..self.touches.len()).filter(|&n| {
-                    n < self.listed.len()
-                        && run.step[n] > step
-                        && self.touches[n].binary_search(&(buffer as u32)).is_ok()
-                });
-                for reader in late {
-                    found.extend(self.hasten(schedule.step[reader], schedule, run, can));
+                let readers = self.readers[buffer].iter().map(|&n| n as usize);
+                for late in readers.filter(|&n| run.step[n] > step) {
+                    found.extend(self.hasten(schedule.step[late], schedule, run, can));
                 }
             }
         }

@@ -227,8 +227,15 @@ pub fn select(
 ) -> Result<Vec<Decision>, SelectError> {
     let sites = &analyses.sites;
     let mut wanted: BTreeMap<NodeId, Wish> = BTreeMap::new();
+    let mut widths: BTreeMap<ValueId, Vec<i64>> = BTreeMap::new();
     for site in &sites.sites {
-        wanted.insert(site.product, wish(graph, analyses, selection, site));
+        let widths = widths.entry(site.activation).or_default();
+        widths.push(site.features);
+    }
+    for site in &sites.sites {
+        let widths = widths.get(&site.activation).map_or(&[][..], Vec::as_slice);
+        let wish = wish(graph, analyses, selection, site, widths);
+        wanted.insert(site.product, wish);
     }
     let mut by_buffer: BTreeMap<ValueId, Vec<Reader>> = BTreeMap::new();
     let activations =
@@ -318,8 +325,15 @@ enum Wish {
     No(Reason, String),
 }
 
-fn wish(graph: &Graph, analyses: &Analyses, selection: &Selection, site: &Site) -> Wish {
-    if let Some((reason, message)) = refusal(graph, analyses, selection, site) {
+/// `widths`: with how many features each site of the activation reads it.
+fn wish(
+    graph: &Graph,
+    analyses: &Analyses,
+    selection: &Selection,
+    site: &Site,
+    widths: &[i64],
+) -> Wish {
+    if let Some((reason, message)) = refusal(graph, analyses, selection, site, widths) {
         return Wish::No(reason, message);
     }
     let name = &graph.value(site.parameter).name;
@@ -358,6 +372,7 @@ fn refusal(
     analyses: &Analyses,
     selection: &Selection,
     site: &Site,
+    widths: &[i64],
 ) -> Option<(Reason, String)> {
     let says = |reason, message: &str| Some((reason, message.to_owned()));
     match graph.value(site.activation).origin {
@@ -394,14 +409,10 @@ fn refusal(
             "its input is not a tensor of 32-bit floats",
         );
     }
-    if let Some(other) = analyses
-        .sites
-        .of(site.activation)
-        .find(|s| s.features != site.features)
-    {
+    if let Some(other) = widths.iter().find(|&&w| w != site.features) {
         let message = format!(
-            "its input is read with {} features here and {} elsewhere",
-            site.features, other.features
+            "its input is read with {} features here and {other} elsewhere",
+            site.features
         );
         return Some((Reason::MixedFeatures, message));
     }

@@ -76,9 +76,7 @@ proptest! {
         for decision in case.outcome.decisions.iter().filter(|d| d.rewritten()) {
             let kept = saved.contains(&graph.value(decision.activation).name);
             let keepers = !decision.kept_alive_by.is_empty();
-            // Pins may hold a keeper in the forward half, so that what it makes is saved instead.
-            let fits = if options.pin { keepers || !kept } else { keepers == kept };
-            prop_assert!(fits, "{kept} {}", decision.message);
+            prop_assert!(keepers == kept, "{kept} {}", decision.message);
         }
     }
 }
