@@ -63,16 +63,19 @@ fn totals(page: &mut Page, report: &Report, view: View) {
     let (before, after) = view.before_after();
     page.element("h2", "", "Totals");
     page.head(&[("", ""), (before, "n"), (after, "n"), ("", "n")]);
-    for (name, unit, before, after) in report.totals.rows() {
+    let shown = report.totals.shown(true);
+    for [name, before, after, ratio] in &shown.rows {
         page.raw("<tr>");
         page.element("td", "", name);
-        page.element("td", "n", &unit.amount(before, true));
-        page.element("td", "n", &unit.amount(after, true));
-        let ratio = after.ratio(before).map_or(String::new(), percent);
-        page.element("td", "n", &ratio);
+        for number in [before, after, ratio] {
+            page.element("td", "n", number);
+        }
         page.raw("</tr>\n");
     }
     page.raw("</table></div>\n");
+    if let Some(note) = &shown.note {
+        page.element("p", "note", note);
+    }
 }
 
 fn saved(page: &mut Page, report: &Report) {

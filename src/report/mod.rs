@@ -210,10 +210,21 @@ impl View {
     }
 }
 
+/// A longer expression is shown as its value at nominal sizes.
+const EXPRESSION: usize = 40;
+
+/// The totals as people read them.
+struct Shown {
+    /// What is compared, before, after, and the ratio; without what is not known.
+    rows: Vec<[String; 4]>,
+    /// What a `~` in them means, where there is one.
+    note: Option<String>,
+}
+
 impl Totals {
-    /// What is compared, before and after; without what is not known.
-    fn rows(&self) -> Vec<(&'static str, Unit, &Amount, &Amount)> {
-        let mut rows = vec![
+    /// The totals for a table.
+    fn shown(&self, unicode: bool) -> Shown {
+        let compared = [
             (
                 "saved for backward",
                 Unit::Bytes,
@@ -234,8 +245,35 @@ impl Totals {
             ),
         ];
         let unknown = Amount::default();
-        rows.retain(|(_, _, before, after)| **before != unknown || **after != unknown);
-        rows
+        let known = compared
+            .into_iter()
+            .filter(|(_, _, was, is)| **was != unknown || **is != unknown);
+        let mut shown = Shown {
+            rows: Vec::new(),
+            note: None,
+        };
+        for (name, unit, before, after) in known {
+            let long = |a: &Amount| a.symbolic().is_some_and(|e| e.len() > EXPRESSION);
+            let nominal = before.nominal().zip(after.nominal());
+            let nominal = nominal.filter(|_| long(before) || long(after));
+            let (mark, before, after) = match nominal {
+                Some((was, is)) => ("~", Amount::from(was), Amount::from(is)),
+                None => ("", before.clone(), after.clone()),
+            };
+            let amount = |amount| format!("{mark}{}", unit.amount(amount, unicode));
+            let ratio = after.ratio(&before);
+            let ratio = ratio.map_or(String::new(), |r| format!("{mark}{}", units::percent(r)));
+            shown
+                .rows
+                .push([name.to_owned(), amount(&before), amount(&after), ratio]);
+            if nominal.is_some() {
+                shown.note = Some(format!(
+                    "~: with every open dimension at {}; --dim NAME=N sets one, --json has the expressions",
+                    amount::NOMINAL
+                ));
+            }
+        }
+        shown
     }
 }
 

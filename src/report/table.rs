@@ -17,8 +17,6 @@ pub struct Style {
 
 /// Saved tensors shown unless everything is asked for.
 const TENSORS: usize = 20;
-/// A longer expression is shown as its value at nominal sizes.
-const EXPRESSION: usize = 40;
 /// Readers named in one cell unless everything is asked for.
 const READERS: usize = 3;
 
@@ -190,34 +188,16 @@ fn totals(totals: &Totals, style: Style, view: View) -> String {
         (after, Column::Number),
         ("", Column::Number),
     ]);
-    let mut nominal = false;
-    for (name, unit, before, after) in totals.rows() {
-        let long = [before, after].map(|a| a.symbolic().is_some_and(|e| e.len() > EXPRESSION));
-        let numbers = (before.nominal(), after.nominal());
-        if let (true, (Some(was), Some(is))) = (long.contains(&true), numbers) {
-            nominal = true;
-            let number = |number| format!("~{}", unit.amount(&Amount::from(number), style.unicode));
-            let ratio = Amount::from(is).ratio(&Amount::from(was));
-            let ratio = ratio.map_or(String::new(), |r| format!("~{}", percent(r)));
-            grid.row([name.to_owned(), number(was), number(is), ratio]);
-            continue;
-        }
-        let ratio = after.ratio(before).map_or(String::new(), percent);
-        let amount = |amount| unit.amount(amount, style.unicode);
-        grid.row([name.to_owned(), amount(before), amount(after), ratio]);
+    let shown = totals.shown(style.unicode);
+    for row in shown.rows {
+        grid.row(row);
     }
     if grid.rows.is_empty() {
         return "the sizes of some saved tensors are not known, so there are no totals\n"
             .to_owned();
     }
-    let mut text = grid.draw(style);
-    if nominal {
-        text += &format!(
-            "~: with every open dimension at {}; --dim NAME=N sets one, --json has the expressions\n",
-            super::amount::NOMINAL
-        );
-    }
-    text
+    let note = shown.note.map_or(String::new(), |note| format!("{note}\n"));
+    grid.draw(style) + &note
 }
 
 pub(super) fn name_op(node: &str, op: &str) -> String {
