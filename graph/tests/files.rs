@@ -73,6 +73,18 @@ fn exported_models_survive_unchanged() {
     assert!(different.is_empty(), "not the same bytes: {different:?}");
 }
 
+/// `models/llama_tiny.onnx` stands where a first command is easily typed; it is the exported graph.
+#[test]
+fn the_model_to_begin_with_is_a_copy() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    let copy = fs::read(root.join("llama_tiny.onnx")).unwrap();
+    let exported = fs::read(root.join("aot/llama_tiny.onnx")).unwrap();
+    assert!(
+        copy == exported,
+        "models/llama_tiny.onnx differs from models/aot/llama_tiny.onnx: copy it anew"
+    );
+}
+
 #[test]
 fn payloads_are_slices_of_the_file() {
     let folder = tempfile::tempdir().unwrap();

@@ -74,6 +74,8 @@ def measure(job):
     if not job["arena"]:
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
+    if not job.get("optimise", True):
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if job["order"] == "priority":
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     if job["threads"]:

@@ -6,7 +6,7 @@
     python memory_table.py --model deep_mlp --repeat 1 --variant "--groups 8 --inline"
 
 Measured as `measure_memory.py` says, with ONNX Runtime's default session options except for the order of
-execution, which is given in the table. Each `--variant` is one set of arguments to velora-opt. Beside the
+execution, which is given in the table, and of the arena where `--no-arena` is given. Each `--variant` is one set of arguments to velora-opt. Beside the
 measurement stands the peak that velora-opt's report predicts for its own schedule (`peak_bytes_before` and
 `peak_bytes_after` of the `--json` report); where the report has none, a dash.
 """
@@ -44,9 +44,9 @@ def rewrite(velora, model, dims, arguments, folder, number):
     return out, json.loads(report.read_text(encoding="utf-8"))["totals"]
 
 
-def measured(model, dims, order, repeat):
+def measured(model, dims, order, arena, repeat):
     """Growths in bytes and seconds of `repeat` runs, each in a process of its own."""
-    job = {"model": str(model), "dims": dims, "seed": 0, "int_high": 2, "arena": True, "order": order, "threads": 0}
+    job = {"model": str(model), "dims": dims, "seed": 0, "int_high": 2, "arena": arena, "order": order, "threads": 0}
     runs = [measure_memory.measure_in_fresh_process(job) for _ in range(repeat)]
     for run in runs:
         if "error" in run:
@@ -76,6 +76,7 @@ def main():
     cli.add_argument("--variant", action="append", default=[], metavar="ARGUMENTS", help="for velora-opt")
     cli.add_argument("--order", action="append", choices=["default", "priority"], help="default: both")
     cli.add_argument("--repeat", type=int, default=3)
+    cli.add_argument("--no-arena", action="store_true", help="memory arena and memory pattern off")
     opt = cli.parse_args()
     orders = opt.order or ["default", "priority"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -89,7 +90,7 @@ def main():
             rows, losses = [], {}
             for variant, file, predicted in [("original", model, before), *files]:
                 for order in orders:
-                    growths, seconds, scalars = measured(file, dims, order, opt.repeat)
+                    growths, seconds, scalars = measured(file, dims, order, not opt.no_arena, opt.repeat)
                     rows.append((variant, order, growths, seconds, predicted))
                     losses[variant, order] = scalars
             sizes = ", ".join(f"{k} {v}" for k, v in dims.items())

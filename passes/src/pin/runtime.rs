@@ -470,12 +470,7 @@ impl<'g> Simulation<'g> {
         let waiter = schedule.order[place as usize];
         let before = schedule.order[..place as usize].iter().rev();
         let later = { before }.filter(|&&n| run.step[n as usize] > run.step[waiter as usize]);
-        let dependence = |&awaited: &u32| Dependence {
-            waiter: self.listed[waiter as usize],
-            awaited: self.listed[awaited as usize],
-        };
-        let found = later.map(dependence).find(can)?;
-        Some(self.head(found, schedule, can))
+        self.first(later.map(|&awaited| (waiter, awaited)), schedule, can)
     }
 
     /// The nearest node behind a place of the schedule that runs before the node there waits for it.
@@ -489,11 +484,23 @@ impl<'g> Simulation<'g> {
         let awaited = schedule.order[place as usize];
         let behind = schedule.order[place as usize + 1..].iter();
         let earlier = { behind }.filter(|&&n| run.step[n as usize] < run.step[awaited as usize]);
-        let dependence = |&waiter: &u32| Dependence {
-            waiter: self.listed[waiter as usize],
-            awaited: self.listed[awaited as usize],
-        };
-        let found = earlier.map(dependence).find(can)?;
+        self.first(earlier.map(|&waiter| (waiter, awaited)), schedule, can)
+    }
+
+    /// The first of pairs of a waiter and what it waits for that can be written.
+    fn first(
+        &self,
+        mut pairs: impl Iterator<Item = (u32, u32)>,
+        schedule: &Run,
+        can: &impl Fn(&Dependence) -> bool,
+    ) -> Option<Dependence> {
+        let found = pairs.find_map(|(waiter, awaited)| {
+            let dependence = Dependence {
+                waiter: self.listed[waiter as usize],
+                awaited: self.listed[awaited as usize],
+            };
+            can(&dependence).then_some(dependence)
+        })?;
         Some(self.head(found, schedule, can))
     }
 
