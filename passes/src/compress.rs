@@ -1,6 +1,6 @@
 //! Replaces saved activations by their compressed form, and the weight gradient by its factored form.
 //!
-//! For an activation X [..., D] with sub-tokens of M features and a unit direction v [M], right
+//! For an activation X [..., D] with sub-tokens of M features and a unit direction `v [M]`, right
 //! behind X: `z[n, g] = Σ_m X[n, g·M+m]·v[m]`. For each site on it, in the place of the contraction:
 //! `P = zᵀdY` [G, O] and `dW[g·M+m, o] = s·v[m]·P[g, o]` (arXiv 2405.17991; DESIGN §3). Where the
 //! product does more than the contraction (a `Gemm` that also adds), it stays and reads the

@@ -14,7 +14,7 @@ pub struct Linear {
     pub weight: V,
     /// Which of the two.
     pub transposed: bool,
-    /// [O].
+    /// Of O entries.
     pub bias: Option<V>,
 }
 

@@ -2,10 +2,10 @@
 //!
 //! | op | inputs → output | attributes |
 //! |---|---|---|
-//! | `Compress` | X [..., D], v [M] → z [..., G] | groups |
-//! | `MeanDirection` | X [..., D] → v [M] | groups |
-//! | `Reconstruct` | z [..., G], v [M] → X̂ [..., D] | groups, features |
-//! | `FactoredWeightGrad` | z [N, G], dY [N, O], v [M] → dW [D, O] | groups, features, transposed, scale |
+//! | `Compress` | X [..., D], v `[M]` → z [..., G] | groups |
+//! | `MeanDirection` | X [..., D] → v `[M]` | groups |
+//! | `Reconstruct` | z [..., G], v `[M]` → X̂ [..., D] | groups, features |
+//! | `FactoredWeightGrad` | z [N, G], dY [N, O], v `[M]` → dW [D, O] | groups, features, transposed, scale |
 //!
 //! The bodies are written once, in the ONNX textual syntax beside this file; a model carries them as
 //! local functions, so that any runtime executes the operators, and `--inline` writes their nodes in
