@@ -21,7 +21,7 @@ impl Kind for Pin {
         let types = shapes(&case.model, &case.settings).map_err(|e| e.to_string())?;
         let sizes = assumed_sizes(&case.model, &types);
         let mut text = String::new();
-        for pin in dependences(graph, &types, &sizes) {
+        for pin in dependences(graph, &types, &sizes).0 {
             let place = |node| graph.order().iter().position(|&n| n == node);
             if place(pin.awaited) >= place(pin.waiter) || is_view(graph.node(pin.waiter)) {
                 return Err(format!("{} cannot wait", made(graph, pin.waiter)));

@@ -62,11 +62,7 @@ fn gate(graph: &Graph, shapes: &Shapes, node: NodeId) -> Option<usize> {
 }
 
 /// The patch for a set of dependences.
-pub fn emit(graph: &Graph, shapes: &Shapes, pins: &BTreeSet<Dependence>) -> Patch {
-    let reason = format!(
-        "{} dependences that keep the schedule in any runtime",
-        pins.len()
-    );
+pub fn emit(graph: &Graph, shapes: &Shapes, pins: &BTreeSet<Dependence>, reason: String) -> Patch {
     let mut emit = Emit {
         graph,
         names: Names::new(graph),

@@ -114,6 +114,20 @@ pub struct Run {
     step: Vec<u32>,
 }
 
+/// By buffer: the steps that make it and that need it last.
+type Spans = Vec<Option<(u32, u32)>>;
+
+/// What runs are compared with.
+pub struct Plan {
+    /// The order of the file.
+    schedule: Run,
+    spans: Spans,
+    /// The most live bytes that a run may have.
+    pub allowed: i64,
+    /// The bytes of a tensor from which on it is worth a pin.
+    pub worth: i64,
+}
+
 impl<'g> Simulation<'g> {
     pub fn new(graph: &'g Graph, sizes: &Sizes) -> Self {
         let listed = graph.order().to_vec();
@@ -178,9 +192,17 @@ impl<'g> Simulation<'g> {
         simulation
     }
 
-    /// The order of the file.
-    pub fn listed(&self) -> Run {
-        self.run((0..self.listed.len() as u32).collect())
+    /// The plan to keep: the order of the file, with its peak as what is allowed.
+    pub fn plan(&self) -> Plan {
+        let schedule = self.run((0..self.listed.len() as u32).collect());
+        let spans = self.spans(&schedule);
+        let live = self.live(&schedule, &spans);
+        Plan {
+            allowed: live.into_iter().max().unwrap_or(0),
+            worth: 0,
+            schedule,
+            spans,
+        }
     }
 
     fn run(&self, order: Vec<u32>) -> Run {
@@ -312,9 +334,8 @@ impl<'g> Simulation<'g> {
         order
     }
 
-    /// By buffer: the steps that make it and that need it last.
-    fn spans(&self, run: &Run) -> Vec<Option<(u32, u32)>> {
-        let mut spans: Vec<Option<(u32, u32)>> = vec![None; self.bytes.len()];
+    fn spans(&self, run: &Run) -> Spans {
+        let mut spans: Spans = vec![None; self.bytes.len()];
         for (number, makes) in self.makes.iter().enumerate() {
             for &buffer in makes {
                 let step = run.step[number];
@@ -337,7 +358,7 @@ impl<'g> Simulation<'g> {
     }
 
     /// The live bytes at each step.
-    fn live(&self, run: &Run, spans: &[Option<(u32, u32)>]) -> Vec<i64> {
+    fn live(&self, run: &Run, spans: &Spans) -> Vec<i64> {
         let mut change = vec![0i64; run.order.len() + 1];
         for (buffer, span) in spans.iter().enumerate() {
             if let Some((birth, last)) = span {
@@ -370,30 +391,21 @@ impl<'g> Simulation<'g> {
             .collect()
     }
 
-    /// The highest of the live bytes.
-    pub fn peak(&self, run: &Run) -> i64 {
-        self.live(run, &self.spans(run))
-            .into_iter()
-            .max()
-            .unwrap_or(0)
-    }
-
-    /// The dependences that would bring a run nearer to the schedule where its live bytes are above
-    /// what is allowed; at each such stretch, those at its highest step.
+    /// The peak of a run, and the dependences that would bring it nearer to the plan where its live
+    /// bytes are above what is allowed; at each such stretch, those at its highest step.
     pub fn violations(
         &self,
-        schedule: &Run,
+        plan: &Plan,
         run: &Run,
-        allowed: i64,
-        worth: i64,
         can: impl Fn(&Dependence) -> bool,
-    ) -> Vec<Dependence> {
+    ) -> (i64, Vec<Dependence>) {
         let spans = self.spans(run);
         let live = self.live(run, &spans);
+        let peak = live.iter().copied().max().unwrap_or(0);
         let mut highest: Vec<usize> = Vec::new();
         let mut above = false;
         for (step, &bytes) in live.iter().enumerate() {
-            if bytes <= allowed {
+            if bytes <= plan.allowed {
                 above = false;
             } else if !std::mem::replace(&mut above, true) {
                 highest.push(step);
@@ -407,31 +419,24 @@ impl<'g> Simulation<'g> {
         // more where the graph is large, so that the rounds stay few.
         highest.sort_by_key(|&step| Reverse(live[step]));
         highest.truncate(1 + self.listed.len() / 2000);
-        if highest.is_empty() {
-            return Vec::new();
-        }
-        let planned = self.spans(schedule);
         let mut found = Vec::new();
         for step in highest {
-            self.explain(
-                step, schedule, run, &spans, &planned, worth, &can, &mut found,
-            );
+            self.explain(step, plan, run, &spans, &can, &mut found);
         }
-        found
+        (peak, found)
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// Collects the dependences for one step.
     fn explain(
         &self,
         step: usize,
-        schedule: &Run,
+        plan: &Plan,
         run: &Run,
-        spans: &[Option<(u32, u32)>],
-        planned: &[Option<(u32, u32)>],
-        worth: i64,
+        spans: &Spans,
         can: &impl Fn(&Dependence) -> bool,
         found: &mut Vec<Dependence>,
     ) {
+        let schedule = &plan.schedule;
         // The place in the schedule: the node of this step, or the next one of the graph's own.
         let own = |n: &&u32| (**n as usize) < self.listed.len();
         let Some(&here) = run.order[step..].iter().find(own) else {
@@ -441,11 +446,11 @@ impl<'g> Simulation<'g> {
         let step = step as u32;
         for (buffer, span) in spans.iter().enumerate() {
             let (Some((birth, last)), Some((planned_birth, planned_last))) =
-                (span, planned[buffer])
+                (span, plan.spans[buffer])
             else {
                 continue;
             };
-            if self.bytes[buffer] < worth || *birth > step || *last < step {
+            if self.bytes[buffer] < plan.worth || *birth > step || *last < step {
                 continue;
             }
             if planned_birth > now {
