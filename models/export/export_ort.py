@@ -224,7 +224,11 @@ def graph_step(proto, model, x, labels):
 
 
 def check_against_eager(proto, model, x):
-    """Compare loss and gradients with eager PyTorch; `compare_outputs` says what passes."""
+    """Compare loss and gradients with eager PyTorch; `compare_outputs` says what passes.
+
+    Hugging Face's Llama rounds its norms and rotary tables to float32 in the float64 model too, so
+    that for `llama_hf` the reference is not exact there.
+    """
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

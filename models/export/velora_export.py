@@ -20,6 +20,7 @@ buffers become constants of the graph. Tried with torch 2.15.0 on the CPU only.
 """
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import onnx
@@ -141,8 +142,8 @@ def export_training_graph(
             parameter appears once. Put the model in the mode (train or eval) to be exported.
         loss: callable `(output, labels) -> scalar`.
         example_batch: `(x, y)`; `x` is a tensor or a tuple of tensors. The inputs are named `x`
-            (or `x0`, `x1`, ...) and `y`. Give sizes of 2 or more along symbolic axes, different
-            for different axes: the tracer specialises on 1.
+            (or `x0`, `x1`, ...) and `y`. Give sizes of 2 or more along symbolic axes: the tracer
+            specialises on 1.
         dynamic_axes: one `{axis: name}` for each batch tensor, labels last, for example
             `({0: "batch", 1: "seq"}, {0: "batch", 1: "seq"})`. None means axis 0 of each is
             `batch`; an empty tuple means static shapes.
@@ -173,7 +174,7 @@ def export_training_graph(
     )
     # Without the patch, sizes that are equal in the example are taken for one symbol: a batch as large
     # as any axis of a parameter would become that axis's number.
-    with symbolic_config.patch(use_duck_shape=False), _FlatLinear():
+    with symbolic_config.patch(use_duck_shape=False), _FlatLinear() if symbolic else nullcontext():
         graph = trace(*args)
     graph.graph.eliminate_dead_code()
     graph.recompile()
