@@ -3,7 +3,8 @@
     python export_ort.py --case llama_tiny --out ../ort
     python export_ort.py --all --out ../ort [--keep]
 
-Needs the packages in requirements-ort.txt.
+Needs the packages in requirements-ort.txt. Each graph is run in ONNX Runtime on two batches, of one
+sample and of several, and its loss and gradients are compared with eager PyTorch, before it is written.
 
 For each case: `torch.onnx.export` (the TorchScript exporter, opset 15, training mode), then
 `artifacts.generate_artifacts`; the training graph is written to `<out>/<name>.onnx`. With --keep
@@ -16,6 +17,7 @@ three outputs.
 """
 
 import argparse
+import copy
 import io
 import os
 import shutil
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import warnings
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -30,6 +33,7 @@ from onnxruntime.training import artifacts
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import zoo  # noqa: E402
+from velora_export import compare_outputs  # noqa: E402
 
 
 class FlatLogits(torch.nn.Module):
@@ -46,6 +50,19 @@ class FlatLogits(torch.nn.Module):
         return logits.reshape(-1, logits.shape[-1])
 
 
+class Bert(FlatLogits):
+    """Hugging Face BERT, told the positions of every sample.
+
+    By itself it adds position embeddings [1, seq, D] to word embeddings [batch, seq, D]. Those sizes
+    are symbolic to the gradient builder, which takes two symbolic sizes for equal: it leaves out the
+    sum over the batch, and GatherGrad reads past the end of its [1, seq] indices.
+    """
+
+    def forward(self, x):
+        positions = torch.arange(x.shape[1]).expand_as(x)
+        return self.model(x, position_ids=positions).logits
+
+
 # ---- cases
 def hf_bert(dropout=0.0):
     from transformers import BertConfig, BertForSequenceClassification
@@ -58,11 +75,13 @@ def hf_bert(dropout=0.0):
         intermediate_size=256,
         max_position_embeddings=64,
         num_labels=2,
+        # PyTorch gives the padding token's embedding no gradient; the exported graph would.
+        pad_token_id=None,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
         attn_implementation="eager",
     )
-    return FlatLogits(BertForSequenceClassification(config), "logits")
+    return Bert(BertForSequenceClassification(config))
 
 
 def hf_llama():
@@ -83,20 +102,24 @@ def hf_llama():
     return FlatLogits(LlamaForCausalLM(config), "logits")
 
 
-def digits():
-    return torch.randn(16, 64)
+# The batches: the default size is the one that is traced.
+def digits(batch=16):
+    return torch.randn(batch, 64)
 
 
-def images():
-    return torch.randn(16, 1, 8, 8)
+def images(batch=16):
+    return torch.randn(batch, 1, 8, 8)
 
 
-def series():
-    return torch.randn(8, 16, 8)
+def series(batch=16):
+    return torch.randn(8, batch, 8)
 
 
-def tokens():
-    return torch.randint(0, 256, (4, 16))
+def tokens(batch=4):
+    return torch.randint(0, 256, (batch, 12 + batch))  # so that the length differs as well
+
+
+CHECKED = (1, 6)  # samples in the batches that a graph is checked on
 
 
 # name -> (model factory, input factory, symbolic axes of the input)
@@ -161,6 +184,65 @@ def training_graph(model, x, axes, opset, folder):
     return onnx.load(os.path.join(folder, "training_model.onnx"))
 
 
+def without_dropout(proto):
+    """A copy of the graph whose dropout layers drop nothing: eager PyTorch draws other masks."""
+    copied = onnx.ModelProto.FromString(proto.SerializeToString())
+    name = "no_dropout.ratio"
+    copied.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0), name))
+    for node in copied.graph.node:
+        if node.op_type in ("Dropout", "DropoutGrad"):
+            node.input[{"Dropout": 1, "DropoutGrad": 2}[node.op_type]] = name
+    return copied
+
+
+def eager_step(model, x, labels):
+    """Loss and gradients by parameter name, from PyTorch's autograd."""
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    loss = torch.nn.functional.cross_entropy(model(x), labels)
+    return {"loss": loss, **dict(zip(trained, torch.autograd.grad(loss, [*trained.values()])))}
+
+
+def graph_step(proto, model, x, labels):
+    """The same from the training graph: the gradients are read where they enter the accumulators."""
+    proto = without_dropout(proto)
+    gradients = {
+        node.input[0].removesuffix("_grad.accumulation.buffer"): node.input[1]
+        for node in proto.graph.node
+        if node.op_type == "InPlaceAccumulatorV2"
+    }
+    feed = {"x": x.numpy(), "labels": labels.numpy(), "lazy_reset_grad": np.array([True])}
+    for name, parameter in model.named_parameters():
+        feed[name] = parameter.detach().numpy()
+        feed[f"{name}_grad.accumulation.buffer"] = np.zeros_like(feed[name])
+    wanted = [proto.graph.output[0].name, *gradients.values()]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in gradients.values())
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    given = {i.name: feed[i.name] for i in session.get_inputs()}
+    return dict(zip(["loss", *gradients], session.run(wanted, given)))
+
+
+def check_against_eager(proto, model, x):
+    """Compare loss and gradients with eager PyTorch; `compare_outputs` says what passes.
+
+    Hugging Face's Llama rounds its norms and rotary tables to float32 in the float64 model too, so
+    that for `llama_hf` the reference is not exact there.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    exact_model = copy.deepcopy(model).double()
+    logits = copy.deepcopy(model)(x)  # a copy, since BatchNorm's statistics move
+    labels = torch.randint(0, logits.shape[-1], logits.shape[:1])
+    got = graph_step(proto, model, x, labels)
+    eager = eager_step(model, x, labels)
+    exact = eager_step(exact_model, x.double() if x.is_floating_point() else x, labels)
+    assert sorted(got) == sorted(exact), f"gradients of {sorted(got)}, expected {sorted(exact)}"
+    return compare_outputs(got, got.values(), [eager[n] for n in got], [exact[n] for n in got])
+
+
 def export_case(name, out, *, opset, keep):
     factory, batch, axes = CASES[name]
     torch.manual_seed(0)
@@ -169,9 +251,15 @@ def export_case(name, out, *, opset, keep):
     os.makedirs(folder, exist_ok=True)
     try:
         proto = training_graph(model, x, axes, opset, folder)
+        worst = [check_against_eager(proto, model, batch(size)) for size in CHECKED]
         path = os.path.join(out, f"{name}.onnx")
         onnx.save(proto, path)
-        print(f"{name}: {len(proto.graph.node)} nodes, {os.path.getsize(path)} bytes", flush=True)
+        nearest = max(worst, key=lambda w: w["error"] / w["allowed"])
+        print(
+            f"{name}: {len(proto.graph.node)} nodes, {os.path.getsize(path)} bytes; nearest to its "
+            f"limit {nearest['output']}: {nearest['error']:.1e} of {nearest['allowed']:.1e}",
+            flush=True,
+        )
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)

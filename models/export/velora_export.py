@@ -20,13 +20,16 @@ buffers become constants of the graph. Tried with torch 2.15.0 on the CPU only.
 """
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import onnx
 import torch
 from torch._decomp import core_aten_decompositions
 from torch.func import functional_call, grad_and_value
+from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 # Bounds of every symbolic axis as told to the exporter. They are not written to the graph; tables
 # of a fixed length inside a model (positions, masks) may set a lower limit of their own.
@@ -58,6 +61,27 @@ class _TrainStep(torch.nn.Module):
 
         grads, loss = grad_and_value(objective)({name: params[name] for name in self.trainable})
         return (loss, *(grads[name] for name in self.trainable))
+
+
+class _FlatLinear(TorchFunctionMode):
+    """Linear layers with a bias see rows, whatever the rank of their input.
+
+    PyTorch flattens the leading axes itself, but asks for their sizes as numbers: with an input of
+    rank 3, a symbolic batch becomes the size that is traced.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not torch.nn.functional.linear:
+            return func(*args, **kwargs)
+        return self.rows(*args, **kwargs)
+
+    @staticmethod
+    def rows(input, weight, bias=None):
+        if bias is None or input.dim() < 3:
+            return torch.nn.functional.linear(input, weight, bias)
+        flat = torch.nn.functional.linear(input.reshape(-1, input.shape[-1]), weight, bias)
+        return flat.reshape(*input.shape[:-1], weight.shape[0])
 
 
 def _silu_grad(dy, x):
@@ -118,8 +142,8 @@ def export_training_graph(
             parameter appears once. Put the model in the mode (train or eval) to be exported.
         loss: callable `(output, labels) -> scalar`.
         example_batch: `(x, y)`; `x` is a tensor or a tuple of tensors. The inputs are named `x`
-            (or `x0`, `x1`, ...) and `y`. Give sizes of 2 or more along symbolic axes, different
-            for different axes: the tracer specialises on 1.
+            (or `x0`, `x1`, ...) and `y`. Give sizes of 2 or more along symbolic axes: the tracer
+            specialises on 1.
         dynamic_axes: one `{axis: name}` for each batch tensor, labels last, for example
             `({0: "batch", 1: "seq"}, {0: "batch", 1: "seq"})`. None means axis 0 of each is
             `batch`; an empty tuple means static shapes.
@@ -142,12 +166,16 @@ def export_training_graph(
     step = _TrainStep(model, loss)
     args = (*step.values, *inputs, labels)
 
-    graph = make_fx(
+    trace = make_fx(
         step.forward,
         decomposition_table=_decompositions(),
         tracing_mode="symbolic" if symbolic else "real",
         _allow_non_fake_inputs=True,  # closed-over buffers become constants
-    )(*args)
+    )
+    # Without the patch, sizes that are equal in the example are taken for one symbol: a batch as large
+    # as any axis of a parameter would become that axis's number.
+    with symbolic_config.patch(use_duck_shape=False), _FlatLinear() if symbolic else nullcontext():
+        graph = trace(*args)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
@@ -189,16 +217,39 @@ def export_training_graph(
     return proto
 
 
-def check_against_eager(proto, model, loss, batch, *, factor=16):
-    """Run `proto` in ONNX Runtime on `batch` and compare each output with eager PyTorch.
+def compare_outputs(names, got, eager, exact, *, factor=16):
+    """Compare what a graph gave with eager PyTorch, output by output.
 
-    The reference is eager PyTorch in float64. An output passes when its error is at most
-    `factor` times the larger of two rounding errors: the one eager float32 makes itself, and one
-    float32 epsilon of the largest entry of the output. So a gradient that is zero in theory (an
-    attention key bias), hence noise in both, passes, and a wrong gradient does not.
+    The reference is `exact`, eager PyTorch in float64. An output passes when its error is at most
+    `factor` times the larger of two rounding errors: the one that `eager`, eager PyTorch in
+    float32, makes itself, and one float32 epsilon of the largest entry of the output. So a
+    gradient that is zero in theory (an attention key bias), hence noise in both, passes, and a
+    wrong gradient does not.
 
     Returns:
         `{"output", "error", "allowed"}` of the output closest to its limit; errors are absolute.
+
+    Raises:
+        AssertionError: an output is over its limit, not a number, or of another shape.
+    """
+    epsilon = np.finfo(np.float32).eps
+    worst = None
+    for name, ours, single, double in zip(names, got, eager, exact, strict=True):
+        want = double.detach().numpy()
+        assert ours.shape == want.shape, f"{name}: shape {ours.shape}, expected {want.shape}"
+        error = float(np.abs(ours - want).max())
+        rounding = float(np.abs(single.detach().numpy() - want).max())
+        allowed = factor * max(rounding, float(epsilon * np.abs(want).max()))
+        assert error <= allowed, f"{name}: error {error:.3g} exceeds {allowed:.3g}"
+        if worst is None or error * worst["allowed"] > worst["error"] * allowed:
+            worst = {"output": name, "error": error, "allowed": allowed}
+    return worst
+
+
+def check_against_eager(proto, model, loss, batch, *, factor=16):
+    """Run `proto` in ONNX Runtime on `batch` and compare each output with eager PyTorch.
+
+    `compare_outputs` says what passes and what is returned.
 
     Raises:
         AssertionError: an output is over its limit, or is missing.
@@ -225,16 +276,4 @@ def check_against_eager(proto, model, loss, batch, *, factor=16):
     outputs = [o.name for o in session.get_outputs()]
     assert outputs == names, f"outputs are {outputs}, expected {names}"
     got = session.run(None, {name: value for name, value in feed.items() if name in wanted})
-
-    epsilon = np.finfo(np.float32).eps
-    worst = None
-    for name, ours, single, double in zip(names, got, eager, exact):
-        want = double.detach().numpy()
-        assert ours.shape == want.shape, f"{name}: shape {ours.shape}, expected {want.shape}"
-        error = float(np.abs(ours - want).max())
-        rounding = float(np.abs(single.detach().numpy() - want).max())
-        allowed = factor * max(rounding, float(epsilon * np.abs(want).max()))
-        assert error <= allowed, f"{name}: error {error:.3g} exceeds {allowed:.3g}"
-        if worst is None or error * worst["allowed"] > worst["error"] * allowed:
-            worst = {"output": name, "error": error, "allowed": allowed}
-    return worst
+    return compare_outputs(names, got, eager, exact, factor=factor)

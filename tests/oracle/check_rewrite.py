@@ -69,7 +69,7 @@ def run_all_values(model, feed):
 
 def run_as_is(model, feed):
     """What leaves the graph, with the default optimisations: its outputs, and what its accumulators
-    leave in their buffers, under the name of the gradient that enters them."""
+    leave in their buffers, under the name of the gradient that enters them (or the pin before them)."""
     runner = session(model, optimised=True)
     arrays = {i.name: feed[i.name].copy() for i in runner.get_inputs()}
     values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
@@ -81,7 +81,7 @@ def run_as_is(model, feed):
         binding.bind_output(name)
     runner.run_with_iobinding(binding)
     found = dict(zip(names, binding.copy_outputs_to_cpu()))
-    found.update({n.input[1]: values[n.input[0]].numpy().copy() for n in accumulators(model)})
+    found.update({n.input[1]: values[n.input[0]].numpy().copy() for n in accumulators(unpinned(model))})
     return found
 
 
