@@ -284,6 +284,15 @@ impl Arguments {
                 return conflict(format!("--dim {name} is given twice"));
             }
         }
+        for (i, (parameter, output)) in graph.gradients.iter().enumerate() {
+            let before = || graph.gradients.iter().take(i);
+            if before().any(|(p, _)| p == parameter) {
+                return conflict(format!("--grad gives {parameter} two outputs"));
+            }
+            if before().any(|(_, o)| o == output) {
+                return conflict(format!("--grad gives {output} to two parameters"));
+            }
+        }
         Ok(())
     }
 }
@@ -358,6 +367,8 @@ mod tests {
             "velora-opt - -o out --plan -",
             "velora-opt m.onnx -o out --json m.onnx",
             "velora-opt inspect m.onnx --dim a=1 --dim a=2",
+            "velora-opt inspect m.onnx --grad a=b --grad a=c",
+            "velora-opt inspect m.onnx --grad a=b --grad c=b",
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");
