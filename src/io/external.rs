@@ -1,6 +1,6 @@
 //! What becomes of external data when a model is written somewhere.
 
-use super::folder_of;
+use super::{folder_of, is_one_place};
 use crate::cli::{ExternalData, is_stream};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +40,7 @@ pub fn place(
     let folder = folder_of(source);
     check_external_data(model, folder)?;
     let data = locations.iter().map(|location| folder.join(location));
-    if let Some(data) = { data }.find(|data| !is_stream(out) && is_at(out, data)) {
+    if let Some(data) = { data }.find(|data| !is_stream(out) && is_one_place(out, data)) {
         bail!("{}", would_replace(out, &data));
     }
     if mode == ExternalData::Inline {
@@ -85,12 +85,6 @@ fn would_replace(out: &Path, data: &Path) -> String {
         out.display(),
         data.display()
     )
-}
-
-/// Whether a path, which need not exist, is that of a file, which does.
-fn is_at(path: &Path, file: &Path) -> bool {
-    let place = |path: &Path| Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?));
-    place(path).is_some_and(|found| Some(found) == place(file))
 }
 
 /// Where a tensor's data is, below the model's folder, without `.` components;
