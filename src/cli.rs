@@ -1,5 +1,6 @@
 //! Arguments only; what they do is in `commands/`.
 
+use crate::io::is_one_place;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use regex::Regex;
@@ -261,7 +262,11 @@ impl Arguments {
             .filter_map(|(option, path)| Some((option, path?)))
             .collect();
         for (i, (first, path)) in outputs.iter().enumerate() {
-            if let Some((second, _)) = outputs.iter().skip(i + 1).find(|(_, p)| p == path) {
+            if let Some((second, _)) = outputs
+                .iter()
+                .skip(i + 1)
+                .find(|(_, p)| is_one_file(p, path))
+            {
                 let place = match is_stream(path) {
                     true => "standard output".to_owned(),
                     false => format!("'{}'", path.display()),
@@ -271,7 +276,7 @@ impl Arguments {
         }
         let onto_model = |(option, path): &&(&str, &PathBuf)| {
             // Rewriting a model in place is what `-o MODEL` asks for.
-            *option != "-o" && **path == graph.model && !is_stream(path)
+            *option != "-o" && is_one_file(path, &graph.model) && !is_stream(path)
         };
         if let Some((option, _)) = outputs.iter().find(onto_model) {
             return conflict(format!("{option} would overwrite MODEL"));
@@ -284,6 +289,15 @@ impl Arguments {
                 return conflict(format!("--dim {name} is given twice"));
             }
         }
+        for (i, (parameter, output)) in graph.gradients.iter().enumerate() {
+            let before = || graph.gradients.iter().take(i);
+            if before().any(|(p, _)| p == parameter) {
+                return conflict(format!("--grad gives {parameter} two outputs"));
+            }
+            if before().any(|(_, o)| o == output) {
+                return conflict(format!("--grad gives {output} to two parameters"));
+            }
+        }
         Ok(())
     }
 }
@@ -291,6 +305,11 @@ impl Arguments {
 /// Whether a path argument means standard input or output.
 pub fn is_stream(path: &Path) -> bool {
     path.as_os_str() == "-"
+}
+
+/// Whether two path arguments mean one file, or both the standard stream.
+fn is_one_file(a: &Path, b: &Path) -> bool {
+    a == b || !is_stream(a) && !is_stream(b) && is_one_place(a, b)
 }
 
 /// Parameter and output; the first `=` separates.
@@ -357,7 +376,12 @@ mod tests {
             "velora-opt inspect m.onnx --html - --json -",
             "velora-opt - -o out --plan -",
             "velora-opt m.onnx -o out --json m.onnx",
+            "velora-opt m.onnx -o out --json ./m.onnx",
+            "velora-opt inspect src/m.onnx --html src/../src/m.onnx",
+            "velora-opt m.onnx -o out --emit-plan ./out",
             "velora-opt inspect m.onnx --dim a=1 --dim a=2",
+            "velora-opt inspect m.onnx --grad a=b --grad a=c",
+            "velora-opt inspect m.onnx --grad a=b --grad c=b",
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

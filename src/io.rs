@@ -127,3 +127,10 @@ fn folder_of(path: &Path) -> &Path {
         _ => Path::new("."),
     }
 }
+
+/// Whether two paths lead to one file, which need not exist, however they are spelt. A link in the
+/// file's own place is not followed, as nothing is written through one.
+pub fn is_one_place(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?));
+    a == b || place(a).is_some_and(|found| Some(found) == place(b))
+}

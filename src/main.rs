@@ -35,8 +35,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line, whatever names are in it.
-            let message = format!("{error:#}").replace(['\n', '\r'], " ");
+            // One line, and nothing that steers a terminal, whatever names are in it.
+            let message = format!("{error:#}").replace(char::is_control, " ");
             eprintln!("velora-opt: {message}");
             ExitCode::FAILURE
         }

@@ -194,3 +194,31 @@ fn external_data_is_checked_wherever_tensors_are() {
         );
     }
 }
+
+#[test]
+fn external_data_has_the_size_of_its_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("w.bin"), [0; 100]).unwrap();
+    let check = |dims: &[i64], entries: &[(&str, &str)]| {
+        let tensor = TensorProto {
+            dims: dims.to_vec(),
+            data_type: Some(1),
+            ..external(entries)
+        };
+        check_external_data(&with_initializer(tensor), folder.path())
+    };
+    let at = |length| [("location", "w.bin"), ("offset", "4"), ("length", length)];
+    check(&[5, 2], &at("40")).unwrap();
+    check(&[], &at("4")).unwrap();
+    check(&[0, 3], &at("0")).unwrap();
+    check(&[5, 2], &[("location", "w.bin")]).unwrap();
+    for (dims, length) in [
+        (&[5, 2][..], "36"),
+        (&[5, 2], "44"),
+        (&[1 << 40, 1 << 40], "8"),
+    ] {
+        let error = check(dims, &at(length)).unwrap_err().to_string();
+        assert!(error.contains("the reference holds"), "{error}");
+    }
+    assert!(check(&[26], &[("location", "w.bin")]).is_err());
+}

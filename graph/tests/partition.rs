@@ -146,6 +146,51 @@ fn hints_override_and_are_checked() {
     assert_eq!(error, RoleError::Loss { candidates: vec![] });
 }
 
+/// The graph `aot/mlp` with an input and an output renamed.
+fn renamed(input: &str, output: &str) -> Graph {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/aot/mlp.onnx");
+    let bytes = std::fs::read(root).unwrap();
+    let mut proto = ModelProto::decode(bytes.as_slice()).unwrap().graph.unwrap();
+    let new = |name: &str| match name {
+        "fc1.bias" => input.to_owned(),
+        "grad.fc1.bias" => output.to_owned(),
+        other => other.to_owned(),
+    };
+    for node in &mut proto.node {
+        for name in node.input.iter_mut().chain(&mut node.output) {
+            *name = new(name);
+        }
+    }
+    for info in proto.input.iter_mut().chain(&mut proto.output) {
+        info.name = Some(new(info.name()));
+    }
+    Graph::from_proto(proto).unwrap()
+}
+
+#[test]
+fn the_longest_whole_name_in_an_output_is_its_parameter() {
+    let owner = |input: &str, output: &str| {
+        let graph = renamed(input, output);
+        let found = roles(&graph, &Hints::default()).unwrap();
+        let gradient = (found.gradients.iter()).find(|(_, o)| graph.value(*o).name == output);
+        gradient.map(|&(parameter, _)| graph.value(parameter).name.clone())
+    };
+    let named = |name: &str| Some(name.to_owned());
+    assert_eq!(owner("été.b", "grad.été.b_out"), named("été.b"));
+    assert_eq!(owner("x.fc2.bias", "grad.x.fc2.bias"), named("x.fc2.bias"));
+    assert_eq!(owner("b", "grad.fc2.bias.sum"), named("fc2.bias"));
+    assert_eq!(owner("b", "grad.sub"), None);
+    assert_eq!(owner("b", "é.b"), named("b"));
+}
+
+/// Would take minutes where every part of the output's name were looked up.
+#[test]
+fn names_of_many_words_are_searched_fast() {
+    let graph = renamed(&".".repeat(99_000), &".".repeat(100_000));
+    let found = roles(&graph, &Hints::default()).unwrap();
+    assert_eq!(found.gradients.len(), 6);
+}
+
 #[test]
 fn an_inference_graph_is_explained() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/aot/mlp.onnx");

@@ -82,7 +82,7 @@ pub enum PassError {
 #[derive(Debug, Error)]
 pub enum PipelineError {
     /// A pass stopped.
-    #[error("pass {pass}: {source}{}", after(.before))]
+    #[error("pass {pass}{}", after(.before))]
     Pass {
         /// The pass.
         pass: &'static str,
@@ -92,7 +92,7 @@ pub enum PipelineError {
         source: PassError,
     },
     /// A patch makes no graph.
-    #[error("pass {pass} left no valid graph: {source}{}", after(.before))]
+    #[error("pass {pass} left no valid graph{}", after(.before))]
     Apply {
         /// The pass.
         pass: &'static str,

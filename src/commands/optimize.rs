@@ -29,9 +29,17 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
     if already_rewritten(model) {
         write(arguments, model)?;
         if !arguments.graph.quiet {
+            let asked = [&arguments.graph.json, &arguments.graph.html];
+            let asked =
+                asked.iter().any(|f| f.is_some()) || arguments.selection.emit_plan.is_some();
             eprintln!(
-                "velora-opt: {name} is already rewritten: written unchanged (rewrite the original \
-                 for other settings)"
+                "velora-opt: {name} is already rewritten: written unchanged{} (rewrite the original \
+                 for other settings)",
+                if asked {
+                    ", without a report or plan"
+                } else {
+                    ""
+                }
             );
         }
         return Ok(());

@@ -1,6 +1,6 @@
 //! What becomes of external data when a model is written somewhere.
 
-use super::folder_of;
+use super::{folder_of, is_one_place};
 use crate::cli::{ExternalData, is_stream};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +39,10 @@ pub fn place(
     };
     let folder = folder_of(source);
     check_external_data(model, folder)?;
+    let data = locations.iter().map(|location| folder.join(location));
+    if let Some(data) = { data }.find(|data| !is_stream(out) && is_one_place(out, data)) {
+        bail!("{}", would_replace(out, &data));
+    }
     if mode == ExternalData::Inline {
         return inline(model, folder);
     }
@@ -62,15 +66,10 @@ pub fn place(
             out.display()
         );
     }
-    if let Some(data) = out
-        .file_name()
-        .and_then(|name| locations.get(Path::new(name)))
-    {
-        bail!(
-            "writing {} would replace the data file {} that the model needs; choose another name",
-            out.display(),
-            folder.join(data).display()
-        );
+    // Its copy would be there.
+    let copied = out.file_name().and_then(|n| locations.get(Path::new(n)));
+    if let Some(data) = copied {
+        bail!("{}", would_replace(out, &folder.join(data)));
     }
     if from != to {
         for location in &locations {
@@ -78,6 +77,14 @@ pub fn place(
         }
     }
     Ok(())
+}
+
+fn would_replace(out: &Path, data: &Path) -> String {
+    format!(
+        "writing {} would replace the data file {} that the model needs; choose another name",
+        out.display(),
+        data.display()
+    )
 }
 
 /// Where a tensor's data is, below the model's folder, without `.` components;

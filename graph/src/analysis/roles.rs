@@ -95,7 +95,7 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
         .filter(|(_, info)| is_float(info))
         .map(|(&value, info)| (info.name(), (value, info)))
         .collect();
-    let longest = by_name.keys().map(|name| name.len()).max().unwrap_or(0);
+    let lengths: BTreeSet<usize> = by_name.keys().map(|name| name.len()).collect();
     let mut gradients = Vec::new();
     let mut others = Vec::new();
     for (&output, info) in graph.outputs().iter().zip(graph.output_infos()) {
@@ -103,7 +103,7 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
             continue;
         }
         let owner =
-            (hinted.get(&output).copied()).or_else(|| owner(info.name(), &by_name, longest));
+            (hinted.get(&output).copied()).or_else(|| owner(info.name(), &by_name, &lengths));
         match owner {
             Some(parameter) => gradients.push((parameter, output)),
             None => others.push(output),
@@ -143,28 +143,26 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
 /// word; an output with the very name's letters and nothing else would be the parameter itself, not
 /// its gradient.
 ///
-/// `longest` is the length of the longest name.
+/// `lengths` are those of the names: there are few, while a hostile output has a great many words.
 fn owner(
     output: &str,
     inputs: &BTreeMap<&str, (ValueId, &ValueInfoProto)>,
-    longest: usize,
+    lengths: &BTreeSet<usize>,
 ) -> Option<ValueId> {
-    let chars: Vec<(usize, char)> = output.char_indices().collect();
-    let is_word = |at: usize| chars.get(at).is_some_and(|(_, c)| c.is_alphanumeric());
-    let offset = |at: usize| chars.get(at).map_or(output.len(), |(offset, _)| *offset);
-    let starts = (0..chars.len()).filter(|&at| at == 0 || !is_word(at - 1));
-    let ends: Vec<usize> = (1..=chars.len()).filter(|&at| !is_word(at)).collect();
     let mut best: Option<(usize, ValueId)> = None;
-    for start in starts.map(offset) {
-        for end in ends.iter().map(|&at| offset(at)) {
-            if end <= start || end - start > longest || (start, end) == (0, output.len()) {
-                continue;
-            }
-            let found = inputs.get(&output[start..end]);
-            if let Some(&(value, _)) = found
-                && best.is_none_or(|(length, _)| end - start > length)
-            {
-                best = Some((end - start, value));
+    let mut in_word = false;
+    for (start, char) in output.char_indices() {
+        if !std::mem::replace(&mut in_word, char.is_alphanumeric()) {
+            let longer = best.map_or(1, |(length, _)| length + 1);
+            for &length in lengths.range(longer..) {
+                let Some((name, behind)) = output[start..].split_at_checked(length) else {
+                    continue;
+                };
+                let ends = !behind.starts_with(char::is_alphanumeric);
+                let whole = name.len() == output.len();
+                if let Some(&(value, _)) = inputs.get(name).filter(|_| ends && !whole) {
+                    best = Some((length, value));
+                }
             }
         }
     }

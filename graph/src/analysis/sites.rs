@@ -303,8 +303,12 @@ impl Walk<'_> {
         else {
             return unfit("its number of features is unknown");
         };
+        let Some(operand) = self.dims(operands[slot]) else {
+            return unfit("its shape is unknown");
+        };
         let batched = result != id;
-        if dy.len() < 2 || (!batched && dy.len() != 2) {
+        let matrices = [operand, dy].map(<[Dim]>::len) == [2, 2];
+        if operand.len() < 2 || dy.len() < 2 || (!batched && !matrices) {
             return None;
         }
         let outputs_last = (slot == 0) != kind.transposes[1 - slot];
@@ -314,7 +318,9 @@ impl Walk<'_> {
             dy.len() - 2
         }]
         .clone();
-        if batched && product_of(dy) != Some(&tokens * &outputs) {
+        // [1, B, ..] by [B, 1, ..] has as many tokens on both sides, but pairs each with all.
+        let broadcast = batch_axes(operand) != batch_axes(dy);
+        if batched && (broadcast || product_of(dy) != Some(&tokens * &outputs)) {
             return unfit("one operand of its product is broadcast over the batch");
         }
         let (gradient, gradient_flipped) =
@@ -398,6 +404,14 @@ impl Walk<'_> {
 fn product_of(dims: &[Dim]) -> Option<Dim> {
     let product = dims.iter().fold(Dim::from(1), |p, d| p * d);
     (!product.is_undefined()).then_some(product)
+}
+
+/// The axes before the matrices, without leading ones, which broadcasting adds in any case.
+fn batch_axes(dims: &[Dim]) -> &[Dim] {
+    let one = Dim::from(1);
+    let batch = &dims[..dims.len().saturating_sub(2)];
+    let ones = batch.iter().take_while(|&d| *d == one).count();
+    &batch[ones..]
 }
 
 /// What a matrix product does to its operands.

@@ -8,6 +8,7 @@ use crate::onnx::schema::tensor_proto::DataLocation;
 use crate::onnx::schema::{
     AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto,
 };
+use crate::shapes::DataType;
 
 /// Checks every reference to external data: that it stays inside `model_dir`, and that the file
 /// holds the range. Looks at metadata only; no data file is opened.
@@ -129,7 +130,26 @@ fn check_reference(tensor: &TensorProto, dir: &Path) -> Result<(), (String, &'st
             "expected a range inside the file; is the data file complete?",
         ));
     }
+    let (held, needed) = (length.unwrap_or(size - offset), payload(tensor));
+    // Without a length, data of other tensors may follow.
+    if needed.is_some_and(|n| n > held.into() || length.is_some() && n < held.into()) {
+        let needed = needed.unwrap_or_default();
+        let dims = &tensor.dims;
+        return Err((
+            format!("the dims {dims:?} take {needed} bytes, and the reference holds {held}"),
+            "expected as many; is the data file that of this model?",
+        ));
+    }
     Ok(())
+}
+
+/// The bytes that a tensor takes, where its type and dims tell.
+fn payload(tensor: &TensorProto) -> Option<u128> {
+    let bits = DataType(tensor.data_type?).bits()?;
+    let size = |dim: &i64| u128::try_from(*dim).ok();
+    let elements = { tensor.dims.iter() }.try_fold(1u128, |n, dim| n.checked_mul(size(dim)?))?;
+    let bits = elements.checked_mul(u128::try_from(bits).ok()?)?;
+    Some(bits.div_ceil(8))
 }
 
 /// The size of the file at `location`, if that is a plain file of its own under `dir`.
