@@ -12,9 +12,9 @@
 //! Each order is made in time near-linear in the size of the graph.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::BinaryHeap;
 use velora_graph::analysis::buffers::{Buffers, is_view};
-use velora_graph::analysis::lifetimes::{Lifetimes, Sizes};
+use velora_graph::analysis::lifetimes::{Lifetimes, Sizes, Uses};
 use velora_graph::analysis::saved::needs_shape_only;
 use velora_graph::ir::{Graph, GraphError, NodeId, Patch, ValueId};
 
@@ -36,14 +36,16 @@ pub struct Schedule {
 /// [`GraphError::Cycle`] where there is no order at all.
 pub fn schedule(graph: &Graph, buffers: &Buffers, sizes: &Sizes) -> Result<Schedule, GraphError> {
     let costs = Costs::new(graph, buffers, sizes);
-    let file = eager(graph, &graph.topological_order()?);
-    let sunk = sunk(graph, &costs, &file);
+    let links = Links::new(graph);
+    let file = eager(&links, &graph.topological_order()?);
+    let sunk = sunk(graph, &links, &costs, &file);
     let orders = [
-        greedy(graph, &costs, &file),
-        greedy(graph, &costs, &sunk),
+        greedy(&links, &costs, &file),
+        greedy(&links, &costs, &sunk),
         sunk,
     ];
-    let peak = |order: &[NodeId]| Lifetimes::new(graph, buffers, sizes, order).peak(sizes).0;
+    let uses = Uses::new(graph, buffers);
+    let peak = |order: &[NodeId]| Lifetimes::of(&uses, sizes, order).peak(sizes).0;
     let mut best = Schedule {
         peak: peak(&file),
         order: file,
@@ -77,40 +79,82 @@ fn is_eager(graph: &Graph, id: NodeId) -> bool {
         || node.domain().is_empty() && matches!(node.op(), "Shape" | "Size")
 }
 
+/// The edges of a graph in few arrays, for several walks over all of them.
+struct Links {
+    /// By node: the span of `producers` that holds what it reads, one entry a read.
+    reads: Vec<(usize, usize)>,
+    producers: Vec<NodeId>,
+    /// By node: the span of `consumers` that holds what reads it, one entry a read.
+    made: Vec<(usize, usize)>,
+    consumers: Vec<NodeId>,
+    /// By node: whether it runs as soon as it can.
+    eager: Vec<bool>,
+}
+
+impl Links {
+    fn new(graph: &Graph) -> Self {
+        let mut links = Links {
+            reads: vec![(0, 0); graph.node_count()],
+            producers: Vec::new(),
+            made: vec![(0, 0); graph.node_count()],
+            consumers: Vec::new(),
+            eager: vec![false; graph.node_count()],
+        };
+        for &id in graph.order() {
+            let start = links.producers.len();
+            links.producers.extend(graph.predecessors(id));
+            links.reads[id.index()] = (start, links.producers.len());
+            let start = links.consumers.len();
+            links.consumers.extend(graph.successors(id));
+            links.made[id.index()] = (start, links.consumers.len());
+            links.eager[id.index()] = is_eager(graph, id);
+        }
+        links
+    }
+
+    fn producers(&self, id: NodeId) -> &[NodeId] {
+        let (start, end) = self.reads[id.index()];
+        &self.producers[start..end]
+    }
+
+    fn consumers(&self, id: NodeId) -> &[NodeId] {
+        let (start, end) = self.made[id.index()];
+        &self.consumers[start..end]
+    }
+}
+
 /// An order with the eager nodes moved up to where they become ready.
-fn eager(graph: &Graph, base: &[NodeId]) -> Vec<NodeId> {
-    let mut run = Run::new(graph);
+fn eager(links: &Links, base: &[NodeId]) -> Vec<NodeId> {
+    let mut run = Run::new(links);
     for &id in base {
-        run.emit_with_eager(graph, id);
+        run.emit_with_eager(id);
     }
     run.order
 }
 
 /// Nodes emitted so far, and how many producers each of the others waits for.
-struct Run {
+struct Run<'l> {
+    links: &'l Links,
     order: Vec<NodeId>,
     waiting: Vec<usize>,
     done: Vec<bool>,
 }
 
-impl Run {
-    fn new(graph: &Graph) -> Self {
-        let mut waiting = vec![0; graph.node_count()];
-        for &id in graph.order() {
-            waiting[id.index()] = graph.predecessors(id).count();
-        }
+impl<'l> Run<'l> {
+    fn new(links: &'l Links) -> Self {
         Run {
-            order: Vec::with_capacity(graph.node_count()),
-            waiting,
-            done: vec![false; graph.node_count()],
+            links,
+            order: Vec::with_capacity(links.reads.len()),
+            waiting: links.reads.iter().map(|(start, end)| end - start).collect(),
+            done: vec![false; links.reads.len()],
         }
     }
 
     /// Emits a node and hands on those that become ready.
-    fn emit(&mut self, graph: &Graph, id: NodeId, mut ready: impl FnMut(NodeId)) {
+    fn emit(&mut self, id: NodeId, mut ready: impl FnMut(NodeId)) {
         self.done[id.index()] = true;
         self.order.push(id);
-        for next in graph.successors(id) {
+        for &next in self.links.consumers(id) {
             self.waiting[next.index()] -= 1;
             if self.waiting[next.index()] == 0 {
                 ready(next);
@@ -118,14 +162,15 @@ impl Run {
         }
     }
 
-    fn emit_with_eager(&mut self, graph: &Graph, id: NodeId) {
+    fn emit_with_eager(&mut self, id: NodeId) {
         let mut pending = vec![id];
         while let Some(id) = pending.pop() {
             if self.done[id.index()] || self.waiting[id.index()] > 0 {
                 continue;
             }
-            self.emit(graph, id, |next| {
-                if is_eager(graph, next) {
+            let links = self.links;
+            self.emit(id, |next| {
+                if links.eager[next.index()] {
                     pending.push(next);
                 }
             });
@@ -166,18 +211,20 @@ impl Costs {
             if members.iter().any(|&v| graph.value(v).is_output) {
                 continue;
             }
-            let mut readers = BTreeSet::new();
+            let mut readers = Vec::new();
             for user in members.iter().flat_map(|&v| &graph.value(v).users) {
                 let node = graph.node(user.node);
                 let view = user.slot == Some(0) && is_view(node);
                 if !view && !needs_shape_only(node, user.slot) {
-                    readers.insert(user.node);
+                    readers.push(user.node);
                 }
             }
-            for &reader in &readers {
+            readers.sort_unstable();
+            readers.dedup();
+            for reader in &readers {
                 costs.reads[reader.index()].push(root);
             }
-            costs.readers[root.index()] = readers.into_iter().collect();
+            costs.readers[root.index()] = readers;
         }
         costs
     }
@@ -191,9 +238,9 @@ impl Costs {
 }
 
 /// Nodes that allocate at least as much as they free, moved down to their first reader.
-fn sunk(graph: &Graph, costs: &Costs, base: &[NodeId]) -> Vec<NodeId> {
-    let mut run = Run::new(graph);
-    let mut position = vec![0usize; graph.node_count()];
+fn sunk(graph: &Graph, links: &Links, costs: &Costs, base: &[NodeId]) -> Vec<NodeId> {
+    let mut run = Run::new(links);
+    let mut position = vec![0usize; base.len()];
     for (place, id) in base.iter().enumerate() {
         position[id.index()] = place;
     }
@@ -204,23 +251,25 @@ fn sunk(graph: &Graph, costs: &Costs, base: &[NodeId]) -> Vec<NodeId> {
             .iter()
             .flatten()
             .any(|&v| graph.value(v).is_output);
-        !output && !is_eager(graph, id) && costs.made[id.index()] >= costs.sole(id)
+        !output && !links.eager[id.index()] && costs.made[id.index()] >= costs.sole(id)
     };
-    let demand = |run: &mut Run, target: NodeId| {
-        // Producers first, in the order of the base; the stack replaces recursion.
+    let mut expanded = vec![false; base.len()];
+    let mut demand = |run: &mut Run<'_>, target: NodeId| {
+        // Producers first, in the order of the base; the stack replaces recursion. A node is
+        // expanded once: what lies above it on the stack is done when it comes up again.
         let mut stack = vec![target];
         while let Some(&id) = stack.last() {
             if run.done[id.index()] {
                 stack.pop();
-                continue;
-            }
-            let missing = graph.predecessors(id).filter(|p| !run.done[p.index()]);
-            match missing.min_by_key(|p| position[p.index()]) {
-                Some(producer) => stack.push(producer),
-                None => {
-                    stack.pop();
-                    run.emit_with_eager(graph, id);
-                }
+            } else if std::mem::replace(&mut expanded[id.index()], true) {
+                stack.pop();
+                run.emit_with_eager(id);
+            } else {
+                let producers = links.producers(id).iter().copied();
+                let mut missing: Vec<NodeId> = producers.filter(|p| !run.done[p.index()]).collect();
+                missing.sort_unstable_by_key(|p| std::cmp::Reverse(position[p.index()]));
+                missing.dedup();
+                stack.extend(missing);
             }
         }
     };
@@ -238,8 +287,8 @@ fn sunk(graph: &Graph, costs: &Costs, base: &[NodeId]) -> Vec<NodeId> {
 
 /// A ready node that frees at least as much as it allocates runs at once; otherwise the next node of
 /// the base.
-fn greedy(graph: &Graph, costs: &Costs, base: &[NodeId]) -> Vec<NodeId> {
-    let mut position = vec![0usize; graph.node_count()];
+fn greedy(links: &Links, costs: &Costs, base: &[NodeId]) -> Vec<NodeId> {
+    let mut position = vec![0usize; base.len()];
     for (place, id) in base.iter().enumerate() {
         position[id.index()] = place;
     }
@@ -252,14 +301,14 @@ fn greedy(graph: &Graph, costs: &Costs, base: &[NodeId]) -> Vec<NodeId> {
             .sum();
         costs.made[id.index()] - freed
     };
-    let mut run = Run::new(graph);
+    let mut run = Run::new(links);
     // Ready nodes by position, and those among them that cost nothing by what they cost.
     let mut waiting = BinaryHeap::new();
     let mut free = BinaryHeap::new();
     let admit =
         |id: NodeId, left: &[usize], waiting: &mut BinaryHeap<_>, free: &mut BinaryHeap<_>| {
             let cost = net(left, id);
-            if cost <= 0 || is_eager(graph, id) {
+            if cost <= 0 || links.eager[id.index()] {
                 free.push(Reverse((cost, position[id.index()], id)));
             }
             waiting.push(Reverse((position[id.index()], id)));
@@ -281,7 +330,7 @@ fn greedy(graph: &Graph, costs: &Costs, base: &[NodeId]) -> Vec<NodeId> {
             continue;
         }
         let mut ready = Vec::new();
-        run.emit(graph, next, |id| ready.push(id));
+        run.emit(next, |id| ready.push(id));
         for root in &costs.reads[next.index()] {
             left[root.index()] -= 1;
             if left[root.index()] == 1 {

@@ -63,16 +63,122 @@ impl Sizes {
     }
 }
 
+/// Who makes and reads each buffer, whatever the order; made once for the lifetimes of many orders.
+#[derive(Clone, Debug)]
+pub struct Uses {
+    /// What is allocated, by id of the root.
+    buffers: Vec<Buffer>,
+    /// The readers of all buffers, one behind the other.
+    readers: Vec<NodeId>,
+    /// Element-wise nodes with one output: the output, and the span of `over` that holds the roots
+    /// that it may be written over.
+    element_wise: Vec<(NodeId, ValueId, (usize, usize))>,
+    over: Vec<ValueId>,
+    nodes: usize,
+    values: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Buffer {
+    root: ValueId,
+    producer: NodeId,
+    /// Its part of [`Uses::readers`].
+    readers: (usize, usize),
+    is_output: bool,
+}
+
+impl Uses {
+    /// Collects the makers and readers of all buffers; constants are none.
+    pub fn new(graph: &Graph, buffers: &Buffers) -> Self {
+        let mut uses = Uses {
+            buffers: Vec::new(),
+            readers: Vec::new(),
+            element_wise: Vec::new(),
+            over: Vec::new(),
+            nodes: graph.node_count(),
+            values: graph.value_count(),
+        };
+        for root in buffers.roots(graph).filter(|&v| !graph.is_constant(v)) {
+            let Some(producer) = graph.producer(root) else {
+                continue;
+            };
+            let start = uses.readers.len();
+            let mut is_output = false;
+            for &value in buffers.members(root) {
+                is_output |= graph.value(value).is_output;
+                for &Use { node, slot } in &graph.value(value).users {
+                    let reader = graph.node(node);
+                    let view = slot == Some(0) && is_view(reader);
+                    if !view && !needs_shape_only(reader, slot) {
+                        uses.readers.push(node);
+                    }
+                }
+            }
+            uses.buffers.push(Buffer {
+                root,
+                producer,
+                readers: (start, uses.readers.len()),
+                is_output,
+            });
+        }
+        for &id in graph.order() {
+            let node = graph.node(id);
+            if let &[Some(output)] = node.outputs.as_slice()
+                && element_wise(node)
+            {
+                let start = uses.over.len();
+                let inputs = node.inputs.iter().flatten();
+                uses.over.extend(inputs.map(|&input| buffers.root(input)));
+                let span = (start, uses.over.len());
+                uses.element_wise.push((id, output, span));
+            }
+        }
+        uses
+    }
+}
+
+/// Roots by step, one list behind the other.
+#[derive(Clone, Debug)]
+struct BySteps {
+    start: Vec<usize>,
+    roots: Vec<ValueId>,
+}
+
+impl BySteps {
+    /// Sorts roots into lists by their steps, in the order given.
+    fn new(steps: usize, pairs: impl Iterator<Item = (usize, ValueId)> + Clone) -> Self {
+        let mut start = vec![0; steps + 1];
+        for (step, _) in pairs.clone() {
+            start[step + 1] += 1;
+        }
+        for step in 0..steps {
+            start[step + 1] += start[step];
+        }
+        let mut next = start.clone();
+        let mut roots = vec![ValueId::from_index(0); start.last().copied().unwrap_or(0)];
+        for (step, root) in pairs {
+            roots[next[step]] = root;
+            next[step] += 1;
+        }
+        BySteps { start, roots }
+    }
+
+    fn at(&self, step: usize) -> &[ValueId] {
+        &self.roots[self.start[step]..self.start[step + 1]]
+    }
+}
+
 /// When each buffer is born and dies, as positions in a schedule.
 #[derive(Clone, Debug)]
 pub struct Lifetimes {
     /// By root: the step that makes it and the last step that needs it, inclusive; outputs end at
     /// the number of steps. `None` for what is no buffer of the step.
     spans: Vec<Option<(usize, usize)>>,
+    steps: usize,
     /// By step: the roots born there.
-    born: Vec<Vec<ValueId>>,
-    /// By step: the roots whose last reader it is.
-    dies: Vec<Vec<ValueId>>,
+    born: BySteps,
+    /// By step, and one more for what lives to the end: the roots whose last reader it is.
+    dies: BySteps,
     /// By root: the dying buffer that it is written over.
     takes_over: Vec<Option<ValueId>>,
 }
@@ -121,69 +227,57 @@ pub fn element_wise(node: &Node) -> bool {
 impl Lifetimes {
     /// The lifetimes under a schedule, which lists every node after what it reads.
     pub fn new(graph: &Graph, buffers: &Buffers, sizes: &Sizes, schedule: &[NodeId]) -> Self {
-        let mut step = vec![usize::MAX; graph.node_count()];
+        Lifetimes::of(&Uses::new(graph, buffers), sizes, schedule)
+    }
+
+    /// The same from uses collected before.
+    pub fn of(uses: &Uses, sizes: &Sizes, schedule: &[NodeId]) -> Self {
+        let mut step = vec![usize::MAX; uses.nodes];
         for (place, node) in schedule.iter().enumerate() {
             step[node.index()] = place;
         }
-        let mut lifetimes = Lifetimes {
-            spans: vec![None; graph.value_count()],
-            born: vec![Vec::new(); schedule.len()],
-            dies: vec![Vec::new(); schedule.len() + 1],
-            takes_over: vec![None; graph.value_count()],
-        };
-        for root in buffers.roots(graph) {
-            let Some(producer) = graph.producer(root) else {
-                continue;
-            };
-            if graph.node(producer).op() == "Constant" && graph.node(producer).domain().is_empty() {
-                continue;
-            }
-            let birth = step[producer.index()];
+        let mut spans = vec![None; uses.values];
+        let mut found = Vec::with_capacity(uses.buffers.len());
+        for buffer in &uses.buffers {
+            let birth = step[buffer.producer.index()];
             if birth == usize::MAX {
                 continue;
             }
-            let mut last = birth;
-            for &value in buffers.members(root) {
-                if graph.value(value).is_output {
-                    last = schedule.len();
-                }
-                for &Use { node, slot } in &graph.value(value).users {
-                    let reader = graph.node(node);
-                    let view = slot == Some(0) && is_view(reader);
-                    let keeps = !view
-                        && !needs_shape_only(reader, slot)
-                        && step[node.index()] != usize::MAX;
-                    if keeps {
-                        last = last.max(step[node.index()]);
-                    }
-                }
-            }
-            lifetimes.spans[root.index()] = Some((birth, last));
-            lifetimes.born[birth].push(root);
-            lifetimes.dies[last].push(root);
+            let (start, end) = buffer.readers;
+            let reads = uses.readers[start..end].iter().map(|n| step[n.index()]);
+            let last = reads.filter(|&s| s != usize::MAX).fold(birth, usize::max);
+            let last = if buffer.is_output {
+                schedule.len()
+            } else {
+                last
+            };
+            spans[buffer.root.index()] = Some((birth, last));
+            found.push((birth, last, buffer.root));
         }
-        lifetimes.alias(graph, buffers, sizes, schedule);
+        let mut lifetimes = Lifetimes {
+            spans,
+            steps: schedule.len(),
+            born: BySteps::new(schedule.len(), found.iter().map(|f| (f.0, f.2))),
+            dies: BySteps::new(schedule.len() + 1, found.iter().map(|f| (f.1, f.2))),
+            takes_over: vec![None; uses.values],
+        };
+        lifetimes.alias(uses, sizes, &step);
         lifetimes
     }
 
-    fn alias(&mut self, graph: &Graph, buffers: &Buffers, sizes: &Sizes, schedule: &[NodeId]) {
-        for (place, &id) in schedule.iter().enumerate() {
-            let node = graph.node(id);
-            let &[Some(output)] = node.outputs.as_slice() else {
-                continue;
-            };
-            if !element_wise(node) || self.spans[output.index()].is_none() {
+    fn alias(&mut self, uses: &Uses, sizes: &Sizes, step: &[usize]) {
+        for &(node, output, (start, end)) in &uses.element_wise {
+            let place = step[node.index()];
+            let bytes = sizes.of(output);
+            if self.spans[output.index()].is_none() || bytes.is_none() {
                 continue;
             }
-            let bytes = sizes.of(output);
-            let over = (node.inputs.iter().flatten())
-                .map(|&input| buffers.root(input))
-                .find(|root| {
-                    let dies = self.spans[root.index()]
-                        .is_some_and(|(birth, last)| last == place && birth < place);
-                    dies && bytes.is_some() && sizes.of(*root) == bytes
-                });
-            self.takes_over[output.index()] = over;
+            let over = uses.over[start..end].iter().find(|root| {
+                let dies = self.spans[root.index()]
+                    .is_some_and(|(birth, last)| last == place && birth < place);
+                dies && sizes.of(**root) == bytes
+            });
+            self.takes_over[output.index()] = over.copied();
         }
     }
 
@@ -203,8 +297,9 @@ impl Lifetimes {
     pub fn live(&self, sizes: &Sizes) -> Vec<i64> {
         let bytes = |root: &ValueId| sizes.of(*root).unwrap_or(0);
         let mut live = 0i64;
-        let mut series = Vec::with_capacity(self.born.len());
-        for (born, dies) in self.born.iter().zip(&self.dies) {
+        let mut series = Vec::with_capacity(self.steps);
+        for step in 0..self.steps {
+            let (born, dies) = (self.born.at(step), self.dies.at(step));
             for root in born {
                 live = live.saturating_add(bytes(root));
                 if let Some(old) = self.takes_over(*root) {
@@ -250,7 +345,8 @@ impl Lifetimes {
         let mut live = Dim::from(0);
         let mut rising: Vec<Dim> = Vec::new();
         let mut fell = true;
-        for (born, dies) in self.born.iter().zip(&self.dies) {
+        for step in 0..self.steps {
+            let (born, dies) = (self.born.at(step), self.dies.at(step));
             for root in born {
                 live = live + bytes(root)?;
                 if let Some(old) = self.takes_over(*root) {
@@ -285,13 +381,12 @@ impl Lifetimes {
 
     /// The roots of all buffers, in the order in which they are born.
     pub fn buffers(&self) -> impl Iterator<Item = ValueId> {
-        self.born.iter().flatten().copied()
+        self.born.roots.iter().copied()
     }
 
     /// Buffers whose size is unknown.
     pub fn unknown(&self, sizes: &Sizes) -> Vec<ValueId> {
-        let born = self.born.iter().flatten();
-        born.copied()
+        self.buffers()
             .filter(|&root| sizes.of(root).is_none())
             .collect()
     }
