@@ -164,7 +164,7 @@ pub struct SelectionArguments {
     /// No parameters that match one of these; repeatable
     #[arg(long, value_name = "RE", help_heading = "Selection")]
     pub exclude: Vec<Regex>,
-    /// Leave saved tensors alone that are smaller
+    /// Leave saved tensors alone that are smaller; open sizes count as large enough
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true,
           value_parser = clap::value_parser!(i64).range(0..), help_heading = "Selection")]
     pub min_bytes: i64,

@@ -476,6 +476,11 @@ fn refusal(
     if groups.checked_mul(size).is_none() {
         return says(Reason::Layout, "its padded width does not fit 64 bits");
     }
+    if settings.init != Init::BatchAverage && size > LONGEST_CONSTANT {
+        let message =
+            format!("a constant direction of {size} numbers is larger than any file needs");
+        return Some((Reason::Layout, message));
+    }
     if !smaller(site, groups) {
         let message = match groups >= site.features {
             true => format!(
@@ -497,6 +502,10 @@ fn refusal(
     }
     None
 }
+
+/// The entries of a direction that is written into the file: 64 MiB, beyond which a declared size is a
+/// mistake or an attack.
+const LONGEST_CONSTANT: i64 = 1 << 24;
 
 /// Memory comes in pages: a saving below one shows up nowhere, and its nodes cost time.
 const PAGE: i64 = 4096;
