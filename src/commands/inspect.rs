@@ -1,6 +1,6 @@
 //! `inspect`: where the memory goes, what could be freed, and what keeps it alive.
 
-use super::{Loaded, deliver};
+use super::{Loaded, deliver, warn_of_doubtful};
 use crate::cli::InspectArguments;
 use crate::report::View;
 use crate::report::build::{Sides, report};
@@ -26,6 +26,7 @@ pub fn run(arguments: &InspectArguments) -> Result<()> {
         checks: Checks::default(),
     };
     let outcome = optimise(&loaded.model, &options).with_context(|| name.clone())?;
+    warn_of_doubtful(&arguments.graph, &loaded.model, &outcome.before.roles);
     let after =
         Analyses::new(&outcome.ran.model, &loaded.settings).with_context(|| name.clone())?;
     let sides = Sides {

@@ -13,7 +13,7 @@ use crate::report::{Report, Style, View, html, inspected, json, optimized};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use velora_graph::analysis::Settings;
-use velora_graph::analysis::roles::Hints;
+use velora_graph::analysis::roles::{Hints, Roles};
 use velora_graph::ir::Model;
 
 /// A training graph, ready for the analyses.
@@ -56,6 +56,20 @@ impl Loaded {
             model,
             settings: Settings { hints, sizes },
         })
+    }
+}
+
+/// Says which outputs may be gradients that no name tells of.
+fn warn_of_doubtful(arguments: &GraphArguments, model: &Model, roles: &Roles) {
+    if arguments.quiet {
+        return;
+    }
+    for &(output, input) in &roles.doubtful {
+        let [output, input] = [output, input].map(|v| &model.graph.value(v).name);
+        eprintln!(
+            "velora-opt: output '{output}' has the shape of input '{input}', which has no gradient, but \
+             its name does not tell; it is taken to be none (if it is, add --grad {input}={output})"
+        );
     }
 }
 

@@ -1,6 +1,6 @@
 //! The main job: read, decide, rewrite, write, report.
 
-use super::{Loaded, deliver};
+use super::{Loaded, deliver, warn_of_doubtful};
 use crate::cli::{OptimizeArguments, is_stream};
 use crate::io::{write_model, write_text};
 use crate::plan_file::Plan;
@@ -64,6 +64,7 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
         },
     };
     let outcome = optimise(model, &options).with_context(|| name.clone())?;
+    warn_of_doubtful(&arguments.graph, model, &outcome.before.roles);
     let after = match outcome.ran.passes.is_empty() {
         true => outcome.before.clone(),
         false => {

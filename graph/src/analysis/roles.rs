@@ -28,6 +28,9 @@ pub struct Roles {
     pub gradients: Vec<(ValueId, ValueId)>,
     /// Outputs that are neither: logits, metrics.
     pub others: Vec<ValueId>,
+    /// Of those, outputs that might be gradients all the same, each with an input of its very shape
+    /// that has none.
+    pub doubtful: Vec<(ValueId, ValueId)>,
 }
 
 /// Why roles could not be told.
@@ -132,10 +135,12 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
         }
     };
     others.retain(|&value| value != loss);
+    let doubtful = doubtful(graph, &gradients, &others);
     Ok(Roles {
         loss,
         gradients,
         others,
+        doubtful,
     })
 }
 
@@ -167,6 +172,39 @@ fn owner(
         }
     }
     best.map(|(_, value)| value)
+}
+
+/// Outputs without a role whose constant shape is that of an input without a gradient. Each such input
+/// is named once.
+fn doubtful(
+    graph: &Graph,
+    gradients: &[(ValueId, ValueId)],
+    others: &[ValueId],
+) -> Vec<(ValueId, ValueId)> {
+    let owned: BTreeSet<ValueId> = gradients.iter().map(|&(parameter, _)| parameter).collect();
+    let mut free: BTreeMap<Vec<i64>, Vec<ValueId>> = BTreeMap::new();
+    for (&value, info) in graph.inputs().iter().zip(graph.input_infos()).rev() {
+        if let Some(shape) = constant_shape(info).filter(|_| !owned.contains(&value)) {
+            free.entry(shape).or_default().push(value);
+        }
+    }
+    let without: BTreeSet<ValueId> = others.iter().copied().collect();
+    let outputs = graph.outputs().iter().zip(graph.output_infos());
+    let unclaimed = outputs.filter(|(value, _)| without.contains(value));
+    unclaimed
+        .filter_map(|(&value, info)| Some((value, free.get_mut(&constant_shape(info)?)?.pop()?)))
+        .collect()
+}
+
+/// The shape of a floating-point tensor of rank 1 or more, where it is declared in numbers.
+fn constant_shape(info: &ValueInfoProto) -> Option<Vec<i64>> {
+    let shape = tensor(info).filter(|_| is_float(info))?.shape.as_ref()?;
+    let dims = shape.dim.iter().map(|d| match d.value {
+        Some(dimension::Value::DimValue(size)) => Some(size),
+        _ => None,
+    });
+    dims.collect::<Option<Vec<i64>>>()
+        .filter(|dims| !dims.is_empty())
 }
 
 fn tensor(info: &ValueInfoProto) -> Option<&type_proto::Tensor> {
