@@ -1,0 +1,134 @@
+//! Why a site is left alone, whatever the user wants, or where it is not worth it.
+
+use super::{Init, Reason, Selection, sub_token_size};
+use velora_graph::analysis::Analyses;
+use velora_graph::analysis::sites::Site;
+use velora_graph::ir::{Graph, Origin};
+use velora_graph::shapes::DataType;
+
+/// Why a site cannot be rewritten, whatever the user wants.
+pub(super) fn refusal(
+    graph: &Graph,
+    analyses: &Analyses,
+    selection: &Selection,
+    site: &Site,
+    widths: &[i64],
+) -> Option<(Reason, String)> {
+    let says = |reason, message: &str| Some((reason, message.to_owned()));
+    match graph.value(site.activation).origin {
+        Origin::Node(..) if graph.is_constant(site.activation) => {
+            return says(
+                Reason::Constant,
+                "its input is a constant, alive in any case",
+            );
+        }
+        Origin::Node(..) => {}
+        Origin::Input(_) => {
+            return says(
+                Reason::GraphInput,
+                "its input is a graph input, alive in any case",
+            );
+        }
+        _ => {
+            return says(
+                Reason::Constant,
+                "its input is a constant, alive in any case",
+            );
+        }
+    }
+    let members = analyses.buffers.members(site.activation);
+    if members.iter().any(|&v| graph.value(v).is_output) {
+        return says(
+            Reason::GraphOutput,
+            "its input is an output of the graph, alive in any case",
+        );
+    }
+    if analyses.shapes.of(site.input).data_type != Some(DataType::FLOAT) {
+        return says(
+            Reason::DataType,
+            "its input is not a tensor of 32-bit floats",
+        );
+    }
+    if let Some(other) = widths.iter().find(|&&w| w != site.features) {
+        let message = format!(
+            "its input is read with {} features here and {other} elsewhere",
+            site.features
+        );
+        return Some((Reason::MixedFeatures, message));
+    }
+    if site.outputs.as_const().is_none() {
+        return says(Reason::Layout, "its number of output features is open");
+    }
+    let settings = selection.settings(&graph.value(site.parameter).name);
+    let groups = settings.grouping.groups(site.features);
+    let size = sub_token_size(site.features, groups);
+    if groups.checked_mul(size).is_none() {
+        return says(Reason::Layout, "its padded width does not fit 64 bits");
+    }
+    if settings.init != Init::BatchAverage && size > LONGEST_CONSTANT {
+        let message =
+            format!("a constant direction of {size} numbers is larger than any file needs");
+        return Some((Reason::Layout, message));
+    }
+    if !smaller(site, groups) {
+        let message = match groups >= site.features {
+            true => format!(
+                "{groups} scalars in the place of {} features would save nothing",
+                site.features
+            ),
+            false => "the compressed form and its direction would not be smaller than its input"
+                .to_owned(),
+        };
+        return Some((Reason::NoSaving, message));
+    }
+    let bytes = analyses
+        .shapes
+        .bytes(site.activation)
+        .and_then(|b| b.as_const());
+    if bytes.is_some_and(|b| b < selection.min_bytes) {
+        let message = format!("its input has fewer than {} bytes", selection.min_bytes);
+        return Some((Reason::TooSmall, message));
+    }
+    None
+}
+
+/// The entries of a direction that is written into the file: 64 MiB, beyond which a declared size is a
+/// mistake or an attack.
+const LONGEST_CONSTANT: i64 = 1 << 24;
+
+/// Memory comes in pages: a saving below one shows up nowhere, and its nodes cost time.
+pub(super) const PAGE: i64 = 4096;
+
+/// What compressing a tensor would free, where that is known and less than a page.
+pub(super) fn less_than_a_page(
+    analyses: &Analyses,
+    selection: &Selection,
+    graph: &Graph,
+    site: &Site,
+) -> Option<i64> {
+    let settings = selection.settings(&graph.value(site.parameter).name);
+    let groups = settings.grouping.groups(site.features);
+    let size = sub_token_size(site.features, groups.max(1));
+    let before = analyses.shapes.bytes(site.activation)?.as_const()?;
+    let after = site
+        .tokens
+        .as_const()?
+        .checked_mul(groups)?
+        .checked_add(size)?
+        .checked_mul(4)?;
+    before.checked_sub(after).filter(|&freed| freed < PAGE)
+}
+
+/// Whether z and v together have fewer scalars than X: N·G + M < N·D, at one token or the number
+/// that is known.
+fn smaller(site: &Site, groups: i64) -> bool {
+    let size = sub_token_size(site.features, groups.max(1));
+    match site.tokens.as_const() {
+        Some(tokens) => {
+            let after = i128::from(tokens) * i128::from(groups) + i128::from(size);
+            after < i128::from(tokens) * i128::from(site.features)
+        }
+        // An open number of tokens is taken to be large.
+        None => groups < site.features,
+    }
+}
