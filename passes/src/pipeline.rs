@@ -59,11 +59,8 @@ pub enum JobError {
 
 /// Whether a model holds nodes that an earlier run wrote.
 pub fn already_rewritten(model: &Model) -> bool {
-    let graph = &model.graph;
-    graph.order().iter().any(|&id| {
-        let node = graph.node(id);
-        node.domain() == crate::ops::DOMAIN || node.metadata("velora.op").is_some()
-    })
+    let mut nodes = model.graph.order().iter();
+    nodes.any(|&id| model.graph.node(id).velora_op().is_some())
 }
 
 /// Does the main job.

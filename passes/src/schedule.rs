@@ -13,9 +13,9 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use velora_graph::analysis::buffers::{Buffers, is_view};
+use velora_graph::analysis::buffers::Buffers;
 use velora_graph::analysis::lifetimes::{Lifetimes, Sizes, Uses};
-use velora_graph::analysis::saved::needs_shape_only;
+use velora_graph::analysis::partition::compresses;
 use velora_graph::ir::{Graph, GraphError, NodeId, Patch, ValueId};
 
 /// The name of the pass.
@@ -35,7 +35,8 @@ pub struct Schedule {
 /// # Errors
 /// [`GraphError::Cycle`] where there is no order at all.
 pub fn schedule(graph: &Graph, buffers: &Buffers, sizes: &Sizes) -> Result<Schedule, GraphError> {
-    let costs = Costs::new(graph, buffers, sizes);
+    let uses = Uses::new(graph, buffers);
+    let costs = Costs::new(graph, &uses, sizes);
     let links = Links::new(graph);
     let file = eager(&links, &graph.topological_order()?);
     let sunk = sunk(graph, &links, &costs, &file);
@@ -44,7 +45,6 @@ pub fn schedule(graph: &Graph, buffers: &Buffers, sizes: &Sizes) -> Result<Sched
         greedy(&links, &costs, &sunk),
         sunk,
     ];
-    let uses = Uses::new(graph, buffers);
     let peak = |order: &[NodeId]| Lifetimes::of(&uses, sizes, order).peak(sizes).0;
     let mut best = Schedule {
         peak: peak(&file),
@@ -71,12 +71,7 @@ pub fn reorder(graph: &Graph, schedule: &Schedule) -> Patch {
 /// Runs as soon as it can: compressions, so that their input can die, and what reads only a shape.
 fn is_eager(graph: &Graph, id: NodeId) -> bool {
     let node = graph.node(id);
-    let op = match node.domain() {
-        "ai.velora" => Some(node.op()),
-        _ => node.metadata("velora.op"),
-    };
-    matches!(op, Some("Compress" | "MeanDirection"))
-        || node.domain().is_empty() && matches!(node.op(), "Shape" | "Size")
+    compresses(node) || node.domain().is_empty() && matches!(node.op(), "Shape" | "Size")
 }
 
 /// The edges of a graph in few arrays, for several walks over all of them.
@@ -191,34 +186,22 @@ struct Costs {
 }
 
 impl Costs {
-    fn new(graph: &Graph, buffers: &Buffers, sizes: &Sizes) -> Self {
+    fn new(graph: &Graph, uses: &Uses, sizes: &Sizes) -> Self {
         let mut costs = Costs {
             made: vec![0; graph.node_count()],
             reads: vec![Vec::new(); graph.node_count()],
             readers: vec![Vec::new(); graph.value_count()],
             bytes: vec![0; graph.value_count()],
         };
-        for root in buffers.roots(graph) {
-            if graph.is_constant(root) {
-                continue;
-            }
+        for buffer in uses.buffers() {
+            let (root, producer) = (buffer.root, buffer.producer);
             let bytes = sizes.of(root).unwrap_or(0);
             costs.bytes[root.index()] = bytes;
-            if let Some(producer) = graph.producer(root) {
-                costs.made[producer.index()] += bytes;
-            }
-            let members = buffers.members(root);
-            if members.iter().any(|&v| graph.value(v).is_output) {
+            costs.made[producer.index()] += bytes;
+            if buffer.is_output {
                 continue;
             }
-            let mut readers = Vec::new();
-            for user in members.iter().flat_map(|&v| &graph.value(v).users) {
-                let node = graph.node(user.node);
-                let view = user.slot == Some(0) && is_view(node);
-                if !view && !needs_shape_only(node, user.slot) {
-                    readers.push(user.node);
-                }
-            }
+            let mut readers = uses.readers(buffer).to_vec();
             readers.sort_unstable();
             readers.dedup();
             for reader in &readers {

@@ -5,8 +5,8 @@
 //! end. Inputs, initialisers and constants lie outside. An element-wise node writes over an input
 //! that dies there and has the same number of bytes. A node that reads only a shape keeps nothing.
 
-use super::buffers::{Buffers, is_view};
-use super::saved::needs_shape_only;
+use super::buffers::Buffers;
+use super::saved::needs_bytes;
 use crate::dim::Dim;
 use crate::ir::{Graph, Node, NodeId, Use, ValueId};
 use crate::shapes::Shapes;
@@ -78,13 +78,17 @@ pub struct Uses {
     values: usize,
 }
 
+/// What is allocated for one root.
 #[derive(Clone, Debug)]
-struct Buffer {
-    root: ValueId,
-    producer: NodeId,
-    /// Its part of [`Uses::readers`].
+pub struct Buffer {
+    /// The root.
+    pub root: ValueId,
+    /// The node that makes it.
+    pub producer: NodeId,
+    /// Its part of the readers of all buffers.
     readers: (usize, usize),
-    is_output: bool,
+    /// Whether it, or a view of it, is an output of the graph.
+    pub is_output: bool,
 }
 
 impl Uses {
@@ -107,9 +111,7 @@ impl Uses {
             for &value in buffers.members(root) {
                 is_output |= graph.value(value).is_output;
                 for &Use { node, slot } in &graph.value(value).users {
-                    let reader = graph.node(node);
-                    let view = slot == Some(0) && is_view(reader);
-                    if !view && !needs_shape_only(reader, slot) {
+                    if needs_bytes(graph.node(node), slot) {
                         uses.readers.push(node);
                     }
                 }
@@ -134,6 +136,17 @@ impl Uses {
             }
         }
         uses
+    }
+
+    /// What is allocated, by id of the root.
+    pub fn buffers(&self) -> &[Buffer] {
+        &self.buffers
+    }
+
+    /// The nodes that read a buffer, once for each read.
+    pub fn readers(&self, buffer: &Buffer) -> &[NodeId] {
+        let (start, end) = buffer.readers;
+        &self.readers[start..end]
     }
 }
 
@@ -243,8 +256,7 @@ impl Lifetimes {
             if birth == usize::MAX {
                 continue;
             }
-            let (start, end) = buffer.readers;
-            let reads = uses.readers[start..end].iter().map(|n| step[n.index()]);
+            let reads = uses.readers(buffer).iter().map(|n| step[n.index()]);
             let last = reads.filter(|&s| s != usize::MAX).fold(birth, usize::max);
             let last = if buffer.is_output {
                 schedule.len()

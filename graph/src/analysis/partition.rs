@@ -73,12 +73,8 @@ impl Partition {
 
 /// Whether a node is part of a compression: it belongs to the forward half, where its input is born,
 /// though nothing but gradients depends on it.
-fn compresses(node: &Node) -> bool {
-    let op = match node.domain() {
-        "ai.velora" => Some(node.op()),
-        _ => node.metadata("velora.op"),
-    };
-    matches!(op, Some("Compress" | "MeanDirection"))
+pub fn compresses(node: &Node) -> bool {
+    matches!(node.velora_op(), Some("Compress" | "MeanDirection"))
 }
 
 /// By node: whether it is computed from gradients: a matrix product lies above it that gradients

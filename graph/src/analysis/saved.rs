@@ -1,6 +1,6 @@
 //! Saved activations: what the forward half makes and the backward half reads.
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, is_view};
 use super::partition::{Half, Partition};
 use crate::ir::{Graph, Node, NodeId, Use, ValueId};
 
@@ -33,6 +33,12 @@ pub fn needs_shape_only(node: &Node, slot: Option<usize>) -> bool {
         ("", "Slice", Some(0)) => node.metadata("velora.op") == Some("Pin"),
         _ => false,
     }
+}
+
+/// Whether a read keeps the bytes of what is read: a view hands them on, and a shape needs none.
+pub fn needs_bytes(node: &Node, slot: Option<usize>) -> bool {
+    let view = slot == Some(0) && is_view(node);
+    !view && !needs_shape_only(node, slot)
 }
 
 /// Values that hold nothing but shapes and constants, by value: shape arithmetic is done before the
@@ -109,8 +115,7 @@ pub fn readers(
     for &value in buffers.members(buffer) {
         for &Use { node, slot } in &graph.value(value).users {
             let reading = graph.node(node);
-            let view = slot == Some(0) && super::buffers::is_view(reading);
-            if partition.half(node) == Half::Backward && !view && !needs_shape_only(reading, slot) {
+            if partition.half(node) == Half::Backward && needs_bytes(reading, slot) {
                 readers.push(Reader { node, slot, value });
             }
         }

@@ -102,6 +102,15 @@ impl Node {
         entry.map(|e| e.value())
     }
 
+    /// The operator of the domain `ai.velora` that the node is, or that it was expanded from; `Pin`
+    /// for a part of a pin.
+    pub fn velora_op(&self) -> Option<&str> {
+        match self.domain() {
+            "ai.velora" => Some(self.op()),
+            _ => self.metadata("velora.op"),
+        }
+    }
+
     /// The operator's name.
     pub fn op(&self) -> &str {
         self.proto.op_type()

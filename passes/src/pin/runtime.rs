@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use velora_graph::analysis::buffers::{Buffers, is_view};
 use velora_graph::analysis::lifetimes::{Sizes, element_wise};
-use velora_graph::ir::{Graph, NodeId, ValueId};
+use velora_graph::ir::{Graph, NodeId};
 
 /// A way of sorting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,7 @@ fn mixed(seed: u64, number: u64) -> u64 {
 /// each awaited tensor, the empty slice of it.
 pub struct Simulation<'g> {
     graph: &'g Graph,
+    buffers: Buffers,
     /// Node ids in file order.
     listed: Vec<NodeId>,
     /// By node: position in file order.
@@ -135,9 +136,9 @@ impl<'g> Simulation<'g> {
         for (place, id) in listed.iter().enumerate() {
             position[id.index()] = place;
         }
-        let buffers = Buffers::new(graph);
         let mut simulation = Simulation {
             graph,
+            buffers: Buffers::new(graph),
             position,
             reads: Vec::with_capacity(listed.len()),
             touches: Vec::with_capacity(listed.len()),
@@ -151,6 +152,7 @@ impl<'g> Simulation<'g> {
             slices: vec![None; listed.len()],
             listed,
         };
+        let buffers = &simulation.buffers;
         for root in buffers.roots(graph).filter(|&v| !graph.is_constant(v)) {
             simulation.bytes[root.index()] = sizes.of(root).unwrap_or(0);
             let members = buffers.members(root);
@@ -184,7 +186,7 @@ impl<'g> Simulation<'g> {
                 .push(element_wise(node) && node.outputs.len() == 1);
             simulation.kinds.push(Kind {
                 shape: matches!(node.op(), "Shape" | "Size"),
-                ours: node.domain() == crate::ops::DOMAIN || node.metadata("velora.op").is_some(),
+                ours: node.velora_op().is_some(),
                 product: matches!(node.op(), "MatMul" | "Gemm" | "FusedMatMul"),
                 constant: node.op() == "Constant",
             });
@@ -223,7 +225,10 @@ impl<'g> Simulation<'g> {
                 let slice = self.reads.len() as u32;
                 self.reads.push(vec![awaited as u32]);
                 let value = super::emit::awaited_value(self.graph, dependence.awaited);
-                let buffers: Vec<u32> = value.map(|v| self.buffer_of(v)).into_iter().collect();
+                let buffers: Vec<u32> = value
+                    .map(|v| self.buffers.root(v).index() as u32)
+                    .into_iter()
+                    .collect();
                 self.touches.push(buffers);
                 self.makes.push(Vec::new());
                 self.in_place.push(false);
@@ -238,18 +243,6 @@ impl<'g> Simulation<'g> {
             }
         };
         self.reads[waiter].push(slice);
-    }
-
-    fn buffer_of(&self, value: ValueId) -> u32 {
-        let mut here = value;
-        while let Some(producer) = self.graph.producer(here) {
-            let node = self.graph.node(producer);
-            match node.inputs.first().copied().flatten() {
-                Some(source) if is_view(node) => here = source,
-                _ => break,
-            }
-        }
-        here.index() as u32
     }
 
     /// The graph in a runtime's order.
