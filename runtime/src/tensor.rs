@@ -1,0 +1,45 @@
+//! Tensors on the host: what goes into a session and comes out of it.
+
+use bytes::Bytes;
+use velora_graph::shapes::DataType;
+
+/// A dense row-major tensor; the bytes are little-endian and may lie at any address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// The type of the elements.
+    pub data_type: DataType,
+    /// The dimensions.
+    pub shape: Vec<usize>,
+    /// The elements.
+    pub bytes: Bytes,
+}
+
+impl Tensor {
+    /// A tensor of 32-bit floating-point elements.
+    pub fn from_f32(shape: &[usize], elements: &[f32]) -> Self {
+        Tensor {
+            data_type: DataType::FLOAT,
+            shape: shape.to_vec(),
+            bytes: Bytes::copy_from_slice(bytemuck::must_cast_slice(elements)),
+        }
+    }
+
+    /// A tensor of 64-bit integers.
+    pub fn from_i64(shape: &[usize], elements: &[i64]) -> Self {
+        Tensor {
+            data_type: DataType::INT64,
+            shape: shape.to_vec(),
+            bytes: Bytes::copy_from_slice(bytemuck::must_cast_slice(elements)),
+        }
+    }
+
+    /// The number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The elements as 32-bit floating-point numbers; `None` where they have another type.
+    pub fn to_f32(&self) -> Option<Vec<f32>> {
+        (self.data_type == DataType::FLOAT).then(|| bytemuck::pod_collect_to_vec(&self.bytes[..]))
+    }
+}
