@@ -21,6 +21,7 @@ pub fn execute(op: &MatMul, _context: &StepContext, mut call: Call<'_>) -> Resul
     let ([Some(a), Some(b), ..], [Some(c), ..]) = (&call.inputs, &mut call.outputs) else {
         return Err("an operand is missing".to_owned());
     };
+    let addend = call.inputs[2].map(|c| c.elements::<f32>());
     let (a, b, c) = (
         a.elements::<f32>(),
         b.elements::<f32>(),
@@ -42,7 +43,11 @@ pub fn execute(op: &MatMul, _context: &StepContext, mut call: Call<'_>) -> Resul
                     sum += a[at_a + i * op.a.row + k * op.a.column]
                         * b[at_b + k * op.b.row + j * op.b.column];
                 }
-                c[(index * op.m + i) * op.n + j] = op.alpha * sum;
+                let added = match (&op.addend, addend) {
+                    (Some(how), Some(c)) => how.beta * c[i * how.row + j * how.column],
+                    _ => 0.0,
+                };
+                c[(index * op.m + i) * op.n + j] = op.alpha * sum + added;
             }
         }
     }

@@ -267,6 +267,53 @@ impl Lowering<'_> {
         value.map(|value| self.tensor(value)).transpose()
     }
 
+    /// Where a `Transpose` makes the tensor that a node reads at a place: what it transposes, and by
+    /// which permutation (axis `i` of the result is axis `permutation[i]` of the source).
+    ///
+    /// # Errors
+    /// [`Refusal`] where the source has no value.
+    pub fn transposed_input(
+        &mut self,
+        node: &Node,
+        slot: usize,
+    ) -> Result<Option<(TensorId, Vec<usize>)>, Refusal> {
+        let graph = &self.model.graph;
+        let value = node.inputs.get(slot).copied().flatten();
+        let Some(producer) = value.and_then(|value| graph.producer(value)) else {
+            return Ok(None);
+        };
+        let producer = graph.node(producer);
+        if (producer.domain(), producer.op()) != ("", "Transpose") {
+            return Ok(None);
+        }
+        let tensor = self.input(producer, 0)?;
+        let permutation = self.permutation(producer, tensor)?;
+        Ok(Some((tensor, permutation)))
+    }
+
+    /// The permutation of a `Transpose`.
+    ///
+    /// # Errors
+    /// [`Refusal`] where `perm` is no permutation of the axes.
+    pub fn permutation(&self, node: &Node, source: TensorId) -> Result<Vec<usize>, Refusal> {
+        let rank = self.program.ty(source).shape.len();
+        let Some(perm) = node.ints("perm") else {
+            return Ok((0..rank).rev().collect());
+        };
+        let axes: Option<Vec<usize>> = { perm.iter() }
+            .map(|&axis| self.program.ty(source).axis(axis))
+            .collect();
+        let axes = axes.unwrap_or_default();
+        let mut sorted = axes.clone();
+        sorted.sort_unstable();
+        if sorted != (0..rank).collect::<Vec<_>>() {
+            return Err(Refusal(format!(
+                "perm {perm:?} is no permutation of {rank} axes"
+            )));
+        }
+        Ok(axes)
+    }
+
     /// The integers of an operand that must be known when the plan is made, `None` where it is absent.
     ///
     /// # Errors
