@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Fault, StepContext};
 use crate::lower::{LowerError, Request, lower};
-use crate::plan::{Interface, PlanError, build};
+use crate::plan::{PlanError, build};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -46,8 +46,7 @@ pub fn evaluate(
 ) -> Result<Vec<Tensor>, EvaluateError> {
     let graph = &model.graph;
     let program = lower(model, request)?;
-    let interface = Interface::plain(graph.inputs().len(), graph.outputs().len());
-    let plan = build(&program, &interface, backend)?;
+    let plan = build(&program, backend)?;
     let mut executable = backend.prepare(plan)?;
     for (position, &value) in graph.inputs().iter().enumerate() {
         let Some(operand) = executable.plan().inputs[position].clone() else {
