@@ -47,7 +47,7 @@ pub fn evaluate(
     let graph = &model.graph;
     let program = lower(model, request)?;
     let plan = build(&program, backend)?;
-    let mut executable = backend.prepare(plan)?;
+    let mut executable = backend.prepare(vec![plan])?;
     for (position, &value) in graph.inputs().iter().enumerate() {
         let Some(operand) = executable.plan().inputs[position].clone() else {
             continue;
@@ -72,7 +72,7 @@ pub fn evaluate(
             }
         }
     }
-    executable.run(&StepContext::default())?;
+    executable.run(&StepContext::default(), None)?;
     let outputs = executable.plan().outputs.clone();
     Ok((outputs.into_iter())
         .map(|operand| {

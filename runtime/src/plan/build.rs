@@ -28,6 +28,7 @@ pub enum PlanError {
 /// [`PlanError`] where an operation has too many operands.
 pub fn build(program: &Program, backend: &dyn Backend) -> Result<Plan, PlanError> {
     let mut builder = Builder::new(program);
+    builder.persistent();
     let order: Vec<usize> = (0..program.operations.len()).collect();
     for &place in &order {
         builder.step(place, backend)?;
@@ -91,6 +92,24 @@ impl<'p> Builder<'p> {
             buffer: vec![None; program.values.len()],
             buffers: Vec::new(),
             steps: Vec::new(),
+        }
+    }
+
+    /// Makes the buffers of what stays from step to step, in an order that depends on the model only:
+    /// all its plans have them in the same places.
+    fn persistent(&mut self) {
+        let program = self.program;
+        for trained in &program.trained {
+            self.buffer_of(trained.parameter);
+            if self.regions[self.roots[trained.gradient.index()].index()] == Region::Gradients {
+                self.buffer_of(trained.gradient);
+            }
+            for &state in &trained.state {
+                self.buffer_of(state);
+            }
+        }
+        for &input in program.inputs.iter().flatten() {
+            self.buffer_of(input);
         }
     }
 

@@ -166,6 +166,13 @@ impl Plan {
         place.map_or(0, |place| self.regions[place].1)
     }
 
+    /// The bytes of what stays when another plan of the model is selected: parameters, gradients and
+    /// optimiser state, in front of everything else.
+    pub fn persistent(&self) -> usize {
+        let (start, bytes) = self.regions[2];
+        start + bytes
+    }
+
     /// The bytes of the whole block.
     pub fn total(&self) -> usize {
         let (start, bytes) = self.regions[self.regions.len() - 1];
