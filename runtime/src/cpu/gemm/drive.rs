@@ -132,7 +132,6 @@ struct Block {
 struct Packed<'a, T: Accumulator> {
     kernels: &'static Kernels<T>,
     left: Left<'a, T>,
-    right: &'a [T],
     height: usize,
     alpha: T,
     beta: T,
@@ -304,7 +303,7 @@ where
             }
         };
         let right = &mut right[..n.next_multiple_of(nr) * kc];
-        panels(right, nr * kc, &|index, panel: &mut [A::Acc]| {
+        let pack_right = |index: usize, panel: &mut [A::Acc]| {
             let part = Part {
                 start: self.b.at(block.depth, block.col + index * nr),
                 lanes: nr.min(n - index * nr),
@@ -313,11 +312,10 @@ where
                 depth_stride: self.b.row_stride,
             };
             pack(self.kernels, &self.b, &part, panel, nr);
-        });
+        };
         let packed = Packed {
             kernels: self.kernels,
             left,
-            right,
             height,
             alpha: self.alpha,
             beta,
@@ -325,54 +323,78 @@ where
             block,
             leaf: LEAF.max(m * n * kc / 256),
         };
-        packed.tiles(tile, 0, 0);
+        if m <= LEAF_ROWS {
+            packed.columns(tile, 0, right, &pack_right);
+        } else {
+            panels(right, nr * kc, &pack_right);
+            packed.tiles(tile, right, 0, 0);
+        }
     }
 }
 
 impl<T: Accumulator> Packed<'_, T> {
-    /// Computes the rectangle that starts at `row` and `col` of the block's one, both at the start of a panel.
-    fn tiles(&self, tile: TileMut<'_, T>, row: usize, col: usize) {
-        let (m, n, nr) = (tile.rows(), tile.cols(), self.kernels.nr);
-        let half = |length: usize, unit: usize| length.div_ceil(unit) / 2 * unit;
-        let small = m * n * self.block.kc <= self.leaf;
-        if m > self.height && (m > LEAF_ROWS || !small && n <= nr) {
-            let at = half(m, self.height);
-            let (first, second) = tile.split_rows(at);
-            self.both(small, (first, row, col), (second, row + at, col));
-        } else if n > nr && !small {
-            let at = half(n, nr);
+    /// Computes the columns from `col` on, of few rows: each panel of the right operand is packed just before
+    /// it is used and forgotten then.
+    fn columns(
+        &self,
+        mut tile: TileMut<'_, T>,
+        col: usize,
+        right: &mut [T],
+        pack_right: &(impl Fn(usize, &mut [T]) + Sync),
+    ) {
+        let (m, n, nr, kc) = (tile.rows(), tile.cols(), self.kernels.nr, self.block.kc);
+        if n > nr && m * n * kc > self.leaf {
+            let at = n.div_ceil(nr) / 2 * nr;
             let (first, second) = tile.split_cols(at);
-            self.both(small, (first, row, col), (second, row, col + at));
-        } else {
-            self.leaf(tile, row, col);
+            let (first_right, second_right) = right.split_at_mut(at * kc);
+            rayon::join(
+                || self.columns(first, col, first_right, pack_right),
+                || self.columns(second, col + at, second_right, pack_right),
+            );
+            return;
+        }
+        let panel = &mut right[..nr * kc];
+        for j in (0..n).step_by(nr) {
+            pack_right((col + j) / nr, panel);
+            let (first, rest) = tile.split_cols(nr);
+            tile = rest;
+            self.leaf(first, panel, 0, col + j);
         }
     }
 
-    /// Computes two rectangles, side by side unless they are small.
-    fn both(
-        &self,
-        small: bool,
-        (first, row, col): (TileMut<'_, T>, usize, usize),
-        (second, second_row, second_col): (TileMut<'_, T>, usize, usize),
-    ) {
-        if small {
-            self.tiles(first, row, col);
-            self.tiles(second, second_row, second_col);
+    /// Computes the rectangle that starts at `row` and `col` of the block's one, both at the start of a panel;
+    /// `right` is the packed right operand from `col` on.
+    fn tiles(&self, tile: TileMut<'_, T>, right: &[T], row: usize, col: usize) {
+        let (m, n, nr) = (tile.rows(), tile.cols(), self.kernels.nr);
+        let half = |length: usize, unit: usize| length.div_ceil(unit) / 2 * unit;
+        let small = m * n * self.block.kc <= self.leaf;
+        let (first, second) = if m > self.height && (m > LEAF_ROWS || !small && n <= nr) {
+            let at = half(m, self.height);
+            let (first, second) = tile.split_rows(at);
+            ((first, right, row, col), (second, right, row + at, col))
+        } else if n > nr && !small {
+            let at = half(n, nr);
+            let (first, second) = tile.split_cols(at);
+            ((first, right, row, col), (second, &right[at * self.block.kc..], row, col + at))
         } else {
-            rayon::join(
-                || self.tiles(first, row, col),
-                || self.tiles(second, second_row, second_col),
-            );
+            return self.leaf(tile, right, row, col);
+        };
+        let run = |(tile, right, row, col)| self.tiles(tile, right, row, col);
+        if small {
+            run(first);
+            run(second);
+        } else {
+            rayon::join(|| run(first), || run(second));
         }
     }
 
     /// Computes a rectangle on this thread.
-    fn leaf(&self, mut tile: TileMut<'_, T>, row: usize, col: usize) {
+    fn leaf(&self, mut tile: TileMut<'_, T>, right: &[T], row: usize, col: usize) {
         let (m, n, nr, kc) = (tile.rows(), tile.cols(), self.kernels.nr, self.block.kc);
         let stride = tile.stride();
         let start = tile.as_mut_ptr();
         for j in (0..n).step_by(nr) {
-            let right = &self.right[(col + j) * kc..][..nr * kc];
+            let right = &right[j * kc..][..nr * kc];
             let cols = nr.min(n - j);
             for i in (0..m).step_by(self.height) {
                 let rows = self.height.min(m - i);
