@@ -4,6 +4,7 @@
 
 pub mod accumulate;
 pub mod elementwise;
+pub mod gemm;
 pub mod index;
 pub mod loss;
 pub mod matmul;
