@@ -144,6 +144,23 @@ pub struct Wired {
     pub logits: Option<TensorId>,
 }
 
+impl Wired {
+    /// Leaves only the loss and the logits to be computed. Gradients keep their places, so that the
+    /// plan's parameters lie where those of a training plan do.
+    pub fn forget_gradients(&mut self) {
+        let program = &mut self.program;
+        for number in 0..program.trained.len() {
+            let ty = program.ty(program.trained[number].parameter).clone();
+            let kept = Source::Kept(Region::Gradients);
+            program.trained[number].gradient = program.add("gradient", ty, kept);
+        }
+        program.carried.clear();
+        self.reset = None;
+        program.drop_dead();
+        program.drop_unread_inputs();
+    }
+}
+
 /// Lowers a training graph.
 ///
 /// `batch` are the positions of the inputs that come with every step; the rest of
@@ -201,6 +218,12 @@ pub fn wire(
             None => outputs[parameter.output],
         };
         let ty = program.ty(weight).clone();
+        if ty.data_type != DataType::FLOAT || program.ty(gradient).data_type != DataType::FLOAT {
+            return Err(missing(&format!(
+                "the parameter is {ty} and its gradient {}; the optimisers here train float ones",
+                program.ty(gradient)
+            )));
+        }
         if program.ty(gradient).elements() != ty.elements() {
             return Err(missing(&format!(
                 "the gradient is {} and the parameter {ty}",

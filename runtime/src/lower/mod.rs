@@ -68,6 +68,8 @@ pub struct Request<'a> {
     pub partition: Option<&'a Partition>,
     /// The folder that external data lies in.
     pub folder: Option<&'a Path>,
+    /// Whether the program evaluates a trained model: what is random in training is left out.
+    pub evaluation: bool,
 }
 
 /// Makes the program of a model.
@@ -161,6 +163,11 @@ impl Lowering<'_> {
     /// The version of a domain's operator set that the model imports; 1 where it imports none.
     pub fn opset(&self, domain: &str) -> i64 {
         self.model.opset(domain).unwrap_or(1)
+    }
+
+    /// Whether the program evaluates a trained model, see [`Request::evaluation`].
+    pub fn evaluation(&self) -> bool {
+        self.request.evaluation
     }
 
     /// The type of a value of the graph.
