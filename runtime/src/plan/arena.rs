@@ -235,18 +235,32 @@ fn best(blocks: &[Block], bound: u64, work: u64) -> Found {
 
 type Key = fn(&Block) -> (std::cmp::Reverse<u128>, std::cmp::Reverse<u128>, u32);
 
-fn down(first: u128, second: u128, then: u32) -> (std::cmp::Reverse<u128>, std::cmp::Reverse<u128>, u32) {
+fn down(
+    first: u128,
+    second: u128,
+    then: u32,
+) -> (std::cmp::Reverse<u128>, std::cmp::Reverse<u128>, u32) {
     (std::cmp::Reverse(first), std::cmp::Reverse(second), then)
 }
 
 /// Orders in which blocks are placed, by name.
 const KEYS: [(&str, Key); 4] = [
-    ("by size", |b| down(b.size.into(), b.steps().into(), b.first)),
-    ("by duration", |b| down(b.steps().into(), b.size.into(), b.first)),
-    ("by size times duration", |b| {
-        down(u128::from(b.size) * u128::from(b.steps()), b.size.into(), b.first)
+    ("by size", |b| {
+        down(b.size.into(), b.steps().into(), b.first)
     }),
-    ("by first step", |b| down(u128::from(u32::MAX - b.first), b.size.into(), b.last)),
+    ("by duration", |b| {
+        down(b.steps().into(), b.size.into(), b.first)
+    }),
+    ("by size times duration", |b| {
+        down(
+            u128::from(b.size) * u128::from(b.steps()),
+            b.size.into(),
+            b.first,
+        )
+    }),
+    ("by first step", |b| {
+        down(u128::from(u32::MAX - b.first), b.size.into(), b.last)
+    }),
 ];
 
 /// Places blocks one after the other, each in a gap among those placed before.
@@ -452,7 +466,10 @@ impl Search<'_, '_> {
             order[to..=from].rotate_right(1);
             let mut swapped = None;
             if self.random.below(4) == 0 {
-                let pair = (self.random.below(order.len()), self.random.below(order.len()));
+                let pair = (
+                    self.random.below(order.len()),
+                    self.random.below(order.len()),
+                );
                 order.swap(pair.0, pair.1);
                 swapped = Some(pair);
             }
