@@ -54,8 +54,11 @@ fn is_eager(graph: &Graph, id: NodeId) -> bool {
     compresses(node) || node.domain().is_empty() && matches!(node.op(), "Shape" | "Size")
 }
 
-/// The nodes as tasks, numbered by their places in the order given.
-fn tasks(
+/// The nodes as tasks, numbered by their places in an order, in which each comes after what it reads.
+///
+/// # Errors
+/// [`TaskError`] where that is no such order.
+pub fn tasks(
     graph: &Graph,
     buffers: &Buffers,
     sizes: &Sizes,

@@ -15,6 +15,9 @@ use thiserror::Error;
 /// The comparisons that the search may make; a few tenths of a second.
 const WORK: u64 = 200_000_000;
 
+/// With more blocks than this, fewer orders are tried.
+const MANY: usize = 4000;
+
 /// A buffer and the steps that need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interval {
@@ -200,8 +203,8 @@ fn best(blocks: &[Block], bound: u64, work: u64) -> Found {
         let mut order: Vec<u32> = (0..blocks.len() as u32).collect();
         order.sort_by_key(|&b| key(&blocks[b as usize]));
         for fit in [Fit::First, Fit::Best] {
-            // With very many blocks, the search has no time for another fit.
-            if fit == Fit::Best && blocks.len() > 4000 {
+            // Each takes time that grows with the square of their number.
+            if blocks.len() > MANY && (fit == Fit::Best || decoder.work > work.max(WORK) / 4) {
                 continue;
             }
             let top = decoder.place(&order, fit, u64::MAX);
