@@ -32,7 +32,9 @@ pub enum BindError {
         inputs: String,
     },
     /// An array and an input have sizes that do not fit.
-    #[error("{file}: array '{name}' of shape {found:?} does not fit the input, {expected}: {problem}")]
+    #[error(
+        "{file}: array '{name}' of shape {found:?} does not fit the input, {expected}: {problem}"
+    )]
     Shape {
         /// The data file.
         file: String,
@@ -151,7 +153,9 @@ fn fit(dim: &Dim, wanted: i64, sizes: &mut BTreeMap<Arc<str>, i64>) -> Result<()
     if let Some(value) = dim.as_const() {
         return match value == wanted {
             true => Ok(()),
-            false => Err(format!("the graph's size is {value}, and the data's {wanted}")),
+            false => Err(format!(
+                "the graph's size is {value}, and the data's {wanted}"
+            )),
         };
     }
     for symbol in dim.symbols() {

@@ -1,9 +1,9 @@
 //! What surrounds the plan in training: initial values, the optimiser, checkpoints.
 
 //pub mod checkpoint;
-pub mod bind;
+//pub mod bind;
 pub mod gradient;
 //pub mod init;
 pub mod optimizer;
-pub mod prepare;
+//pub mod prepare;
 pub mod schedule;
