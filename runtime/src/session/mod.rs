@@ -1,9 +1,8 @@
 //! What surrounds the plan in training: initial values, the optimiser, checkpoints.
 
-//pub mod checkpoint;
 //pub mod bind;
+pub mod checkpoint;
 pub mod gradient;
-//pub mod init;
 pub mod optimizer;
 //pub mod prepare;
 pub mod schedule;
