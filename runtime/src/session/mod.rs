@@ -2,6 +2,6 @@
 
 pub mod checkpoint;
 pub mod gradient;
-//pub mod init;
+pub mod init;
 pub mod optimizer;
 pub mod schedule;
