@@ -40,7 +40,10 @@ struct Clock {
 
 impl Clock {
     fn start() -> Self {
-        Clock { cpu: Self::cpu(), wall: Instant::now() }
+        Clock {
+            cpu: Self::cpu(),
+            wall: Instant::now(),
+        }
     }
 
     #[cfg(target_os = "linux")]
@@ -55,7 +58,10 @@ impl Clock {
         }
         const THREAD_CPU_TIME: i32 = 3;
         std::env::var_os("CPU_TIME")?;
-        let mut time = Time { seconds: 0, nanoseconds: 0 };
+        let mut time = Time {
+            seconds: 0,
+            nanoseconds: 0,
+        };
         // SAFETY: the function of the C library with its signature on 64-bit Linux.
         (unsafe { clock_gettime(THREAD_CPU_TIME, &mut time) } == 0)
             .then_some((time.seconds * 1_000_000_000 + time.nanoseconds) as u64)
@@ -85,7 +91,11 @@ struct Case {
 
 impl Case {
     fn new(m: usize, n: usize, k: usize, transposed: (bool, bool)) -> Self {
-        let fill = |len| (0..len).map(|i| ((i * 7919) % 1009) as f32 / 1009.0 - 0.5).collect();
+        let fill = |len| {
+            (0..len)
+                .map(|i| ((i * 7919) % 1009) as f32 / 1009.0 - 0.5)
+                .collect()
+        };
         let problem = Problem { m, n, k };
         Case {
             problem,
@@ -111,7 +121,10 @@ impl Case {
     }
 
     fn ours(&mut self) -> f64 {
-        let (mut c, mut workspace) = (std::mem::take(&mut self.c), std::mem::take(&mut self.workspace));
+        let (mut c, mut workspace) = (
+            std::mem::take(&mut self.c),
+            std::mem::take(&mut self.workspace),
+        );
         let (a, b) = self.operands();
         let to = MatrixMut::row_major(&mut c, self.problem.n);
         let start = Clock::start();
@@ -125,8 +138,11 @@ impl Case {
         let Problem { m, n, k } = self.problem;
         let mut c = std::mem::take(&mut self.c);
         let (a, b) = self.operands();
-        let parallelism =
-            if threads == 1 { Parallelism::None } else { Parallelism::Rayon(threads) };
+        let parallelism = if threads == 1 {
+            Parallelism::None
+        } else {
+            Parallelism::Rayon(threads)
+        };
         let start = Clock::start();
         // SAFETY: the operands have the elements that the sizes and strides say.
         unsafe {
@@ -171,7 +187,10 @@ fn main() {
     }
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     for threads in if all == 1 { vec![1] } else { vec![1, all] } {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
         println!("{threads} threads");
         for &(m, n, k, ta, tb) in SHAPES {
             let mut case = Case::new(m, n, k, (ta, tb));
@@ -196,15 +215,21 @@ fn serve() {
     let mut cases = std::collections::HashMap::new();
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
-        let mut numbers = line.split_whitespace().map(|word| word.parse::<usize>().unwrap());
+        let mut numbers = line
+            .split_whitespace()
+            .map(|word| word.parse::<usize>().unwrap());
         let mut next = || numbers.next().unwrap();
         let (threads, m, n, k) = (next(), next(), next(), next());
         let (transposed, runs) = ((next() == 1, next() == 1), next());
         let pool = pools.entry(threads).or_insert_with(|| {
-            rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap()
         });
-        let case =
-            cases.entry((m, n, k, transposed)).or_insert_with(|| Case::new(m, n, k, transposed));
+        let case = cases
+            .entry((m, n, k, transposed))
+            .or_insert_with(|| Case::new(m, n, k, transposed));
         let (ours, theirs) = pool.install(|| case.fastest(threads, runs));
         println!("{ours} {theirs}");
         std::io::stdout().flush().unwrap();

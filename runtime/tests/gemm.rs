@@ -32,7 +32,10 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn nothing_is_allocated_in_a_product() {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(3)
+        .build()
+        .unwrap();
     // Ordinary, few rows, few tiles with blocks side by side, one row, one column, and a batch of small ones.
     for (m, n, k, count) in [
         (300, 500, 700, 1),
@@ -46,11 +49,27 @@ fn nothing_is_allocated_in_a_product() {
         let (a, b) = (vec![1.0f32; count * m * k], vec![1.0f32; count * k * n]);
         let mut c = vec![0.0f32; count * m * n];
         let mut workspace = vec![0.0f32; workspace_len::<f32>(problem, count)];
-        let batch = [BatchDim { len: count, a: m * k, b: k * n, c: m * n }];
+        let batch = [BatchDim {
+            len: count,
+            a: m * k,
+            b: k * n,
+            c: m * n,
+        }];
         let mut run = || {
             let (a, b) = (Matrix::row_major(&a, k), Matrix::row_major(&b, n));
             let c = MatrixMut::row_major(&mut c, n);
-            gemm_batched(problem, &batch, 1.0, a, b, 0.0, c, Bias::None, &mut workspace).unwrap();
+            gemm_batched(
+                problem,
+                &batch,
+                1.0,
+                a,
+                b,
+                0.0,
+                c,
+                Bias::None,
+                &mut workspace,
+            )
+            .unwrap();
         };
         pool.install(|| {
             // The threads of a pool allocate as they start.

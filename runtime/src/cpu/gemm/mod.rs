@@ -61,12 +61,21 @@ pub struct Matrix<'a, T> {
 impl<'a, T> Matrix<'a, T> {
     /// A dense row-major matrix with `cols` columns.
     pub fn row_major(data: &'a [T], cols: usize) -> Self {
-        Matrix { data, offset: 0, row_stride: cols, col_stride: 1 }
+        Matrix {
+            data,
+            offset: 0,
+            row_stride: cols,
+            col_stride: 1,
+        }
     }
 
     /// The transposed matrix.
     pub fn transposed(self) -> Self {
-        Matrix { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+        Matrix {
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
     }
 
     /// The place of an element; it exists where the element does, which is checked on entry.
@@ -91,12 +100,21 @@ pub struct MatrixMut<'a, T> {
 impl<'a, T> MatrixMut<'a, T> {
     /// A dense row-major matrix with `cols` columns.
     pub fn row_major(data: &'a mut [T], cols: usize) -> Self {
-        MatrixMut { data, offset: 0, row_stride: cols, col_stride: 1 }
+        MatrixMut {
+            data,
+            offset: 0,
+            row_stride: cols,
+            col_stride: 1,
+        }
     }
 
     /// The transposed matrix.
     pub fn transposed(self) -> Self {
-        MatrixMut { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+        MatrixMut {
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
     }
 }
 
@@ -226,16 +244,33 @@ pub enum GemmError {
 /// instruction set. `batch` is the number of products, `C` the type of the result.
 pub fn workspace_len<C: Element>(problem: Problem, batch: usize) -> usize {
     // The result may be computed transposed.
-    let swapped = Problem { m: problem.n, n: problem.m, k: problem.k };
-    needed::<C>(problem, batch).1.max(needed::<C>(swapped, batch).1) + ALIGNMENT
+    let swapped = Problem {
+        m: problem.n,
+        n: problem.m,
+        k: problem.k,
+    };
+    needed::<C>(problem, batch)
+        .1
+        .max(needed::<C>(swapped, batch).1)
+        + ALIGNMENT
 }
 
 /// The parts that a batch is cut into and the accumulators of scratch for all of them.
 fn needed<C: Element>(problem: Problem, batch: usize) -> (usize, usize) {
     let blocking = Blocking::new(C::Acc::kernels(), problem, !is_accumulator::<C>());
-    let multiplications = problem.m.saturating_mul(problem.n).saturating_mul(problem.k);
-    let parts = if multiplications < SMALL { batch.clamp(1, MAX_PARTS) } else { 1 };
-    (parts, parts * blocking.scratch().next_multiple_of(ALIGNMENT))
+    let multiplications = problem
+        .m
+        .saturating_mul(problem.n)
+        .saturating_mul(problem.k);
+    let parts = if multiplications < SMALL {
+        batch.clamp(1, MAX_PARTS)
+    } else {
+        1
+    };
+    (
+        parts,
+        parts * blocking.scratch().next_multiple_of(ALIGNMENT),
+    )
 }
 
 /// Whether a type is one that products are summed in.
@@ -250,7 +285,10 @@ fn is_accumulator<C: Element>() -> bool {
 ///
 /// Where an operand lies outside its slice, elements of the result overlap or neither its rows nor its
 /// columns are contiguous, the bias is too short or the workspace shorter than [`workspace_len`].
-#[expect(clippy::too_many_arguments, reason = "the arguments of the operation that everyone knows")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the arguments of the operation that everyone knows"
+)]
 pub fn gemm<A, B, C>(
     problem: Problem,
     alpha: A::Acc,
@@ -276,7 +314,10 @@ where
 /// # Errors
 ///
 /// As [`gemm`], and where the batch has too many dimensions.
-#[expect(clippy::too_many_arguments, reason = "the arguments of the operation that everyone knows")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the arguments of the operation that everyone knows"
+)]
 pub fn gemm_batched<A, B, C>(
     problem: Problem,
     batch: &[BatchDim],
@@ -297,19 +338,45 @@ where
     let rows_contiguous = c.col_stride == 1 || problem.n <= 1;
     let cols_contiguous = c.row_stride == 1 || problem.m <= 1;
     if !rows_contiguous && cols_contiguous {
-        let mut swapped = [BatchDim { len: 0, a: 0, b: 0, c: 0 }; MAX_BATCH_DIMS];
+        let mut swapped = [BatchDim {
+            len: 0,
+            a: 0,
+            b: 0,
+            c: 0,
+        }; MAX_BATCH_DIMS];
         let Some(swapped) = swapped.get_mut(..batch.len()) else {
             return Err(GemmError::BatchDims(batch.len()));
         };
         for (to, from) in swapped.iter_mut().zip(batch) {
-            *to = BatchDim { a: from.b, b: from.a, ..*from };
+            *to = BatchDim {
+                a: from.b,
+                b: from.a,
+                ..*from
+            };
         }
-        let problem = Problem { m: problem.n, n: problem.m, k: problem.k };
+        let problem = Problem {
+            m: problem.n,
+            n: problem.m,
+            k: problem.k,
+        };
         let (a, b, c) = (b.transposed(), a.transposed(), c.transposed());
-        return rows(problem, swapped, alpha, a, b, beta, c, bias.transposed(), workspace);
+        return rows(
+            problem,
+            swapped,
+            alpha,
+            a,
+            b,
+            beta,
+            c,
+            bias.transposed(),
+            workspace,
+        );
     }
     if !rows_contiguous {
-        return Err(GemmError::Scattered { row_stride: c.row_stride, col_stride: c.col_stride });
+        return Err(GemmError::Scattered {
+            row_stride: c.row_stride,
+            col_stride: c.col_stride,
+        });
     }
     rows(problem, batch, alpha, a, b, beta, c, bias, workspace)
 }
@@ -339,27 +406,43 @@ where
     if m == 0 || n == 0 || batch.iter().any(|dim| dim.len == 0) {
         return Ok(());
     }
-    let within = |operand, available, offset, sizes: [(usize, usize); 2], stride: fn(&BatchDim) -> usize| {
-        let of_batch = batch.iter().map(|dim| (dim.len, stride(dim)));
-        let last = sizes.into_iter().chain(of_batch).try_fold(offset, |at: usize, (len, stride)| {
-            at.checked_add(len.checked_sub(1)?.checked_mul(stride)?)
-        });
-        match last {
-            Some(last) if last < available => Ok(()),
-            _ => Err(GemmError::OutOfBounds { operand, problem, available }),
-        }
-    };
+    let within =
+        |operand, available, offset, sizes: [(usize, usize); 2], stride: fn(&BatchDim) -> usize| {
+            let of_batch = batch.iter().map(|dim| (dim.len, stride(dim)));
+            let last = sizes
+                .into_iter()
+                .chain(of_batch)
+                .try_fold(offset, |at: usize, (len, stride)| {
+                    at.checked_add(len.checked_sub(1)?.checked_mul(stride)?)
+                });
+            match last {
+                Some(last) if last < available => Ok(()),
+                _ => Err(GemmError::OutOfBounds {
+                    operand,
+                    problem,
+                    available,
+                }),
+            }
+        };
     if k > 0 {
         let sizes = [(m, a.row_stride), (k, a.col_stride)];
-        within("the left operand", a.data.len(), a.offset, sizes, |dim| dim.a)?;
+        within("the left operand", a.data.len(), a.offset, sizes, |dim| {
+            dim.a
+        })?;
         let sizes = [(k, b.row_stride), (n, b.col_stride)];
-        within("the right operand", b.data.len(), b.offset, sizes, |dim| dim.b)?;
+        within("the right operand", b.data.len(), b.offset, sizes, |dim| {
+            dim.b
+        })?;
     }
     let sizes = [(m, c.row_stride), (n, 1)];
     within("the result", c.data.len(), c.offset, sizes, |dim| dim.c)?;
     if !disjoint(problem, c.row_stride, batch) {
         let (row_stride, col_stride) = (c.row_stride, c.col_stride);
-        return Err(GemmError::Overlap { problem, row_stride, col_stride });
+        return Err(GemmError::Overlap {
+            problem,
+            row_stride,
+            col_stride,
+        });
     }
     let (expected, found) = match bias {
         Bias::None => (0, 0),
@@ -373,16 +456,34 @@ where
     let count = batch.iter().map(|dim| dim.len).product();
     let (parts, needed) = needed::<C>(problem, count);
     let found = workspace.len();
-    let skipped = workspace.as_ptr().align_offset(ALIGNMENT * size_of::<f32>()).min(ALIGNMENT);
-    let Some(workspace) = workspace.get_mut(skipped..).and_then(|rest| rest.get_mut(..needed)) else {
-        return Err(GemmError::Workspace { problem, needed: needed + ALIGNMENT, found });
+    let skipped = workspace
+        .as_ptr()
+        .align_offset(ALIGNMENT * size_of::<f32>())
+        .min(ALIGNMENT);
+    let Some(workspace) = workspace
+        .get_mut(skipped..)
+        .and_then(|rest| rest.get_mut(..needed))
+    else {
+        return Err(GemmError::Workspace {
+            problem,
+            needed: needed + ALIGNMENT,
+            found,
+        });
     };
     let kernels = A::Acc::kernels();
     let blocking = Blocking::new(kernels, problem, !is_accumulator::<C>());
-    let product = Product { kernels, blocking, problem, a, b, alpha, beta, bias };
+    let product = Product {
+        kernels,
+        blocking,
+        problem,
+        a,
+        b,
+        alpha,
+        beta,
+        bias,
+    };
     // SAFETY: `within` and `disjoint` have shown what it asks for.
-    let outputs =
-        unsafe { Outputs::new(c.data, c.offset, batch, count, (m, n, c.row_stride)) };
+    let outputs = unsafe { Outputs::new(c.data, c.offset, batch, count, (m, n, c.row_stride)) };
     share_out(&product, batch, outputs, parts, workspace);
     Ok(())
 }
@@ -433,8 +534,14 @@ fn share_out<A, B, C>(
     }
     while let Some((index, tile)) = outputs.take_first() {
         let (a, b, _) = tile::offsets(batch, index);
-        let a = Matrix { offset: product.a.offset + a, ..product.a };
-        let b = Matrix { offset: product.b.offset + b, ..product.b };
+        let a = Matrix {
+            offset: product.a.offset + a,
+            ..product.a
+        };
+        let b = Matrix {
+            offset: product.b.offset + b,
+            ..product.b
+        };
         Product { a, b, ..*product }.run(tile, scratch);
     }
 }

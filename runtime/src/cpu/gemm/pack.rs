@@ -70,7 +70,10 @@ pub fn pack<E: Element>(
     if part.lane_stride == 1 {
         for (p, group) in panel.chunks_exact_mut(width).enumerate() {
             let start = part.start + p * part.depth_stride;
-            for (to, from) in group.iter_mut().zip(&operand.data[start..start + part.lanes]) {
+            for (to, from) in group
+                .iter_mut()
+                .zip(&operand.data[start..start + part.lanes])
+            {
                 *to = from.to_acc();
             }
         }

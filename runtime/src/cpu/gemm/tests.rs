@@ -12,7 +12,10 @@ struct Numbers(u64);
 
 impl Numbers {
     fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (self.0 >> 33) as f64 / (1u64 << 30) as f64 - 1.0
     }
 
@@ -83,17 +86,42 @@ struct Operand<E> {
 impl<E: Test> Operand<E> {
     fn new(layout: Layout, rows: usize, cols: usize, numbers: &mut Numbers) -> Self {
         let (offset, row_stride, col_stride, len) = layout.of(rows, cols);
-        Operand { data: numbers.vec(len), offset, row_stride, col_stride }
+        Operand {
+            data: numbers.vec(len),
+            offset,
+            row_stride,
+            col_stride,
+        }
     }
 
     fn view(&self) -> Matrix<'_, E> {
-        let Operand { offset, row_stride, col_stride, .. } = *self;
-        Matrix { data: &self.data, offset, row_stride, col_stride }
+        let Operand {
+            offset,
+            row_stride,
+            col_stride,
+            ..
+        } = *self;
+        Matrix {
+            data: &self.data,
+            offset,
+            row_stride,
+            col_stride,
+        }
     }
 
     fn view_mut(&mut self) -> MatrixMut<'_, E> {
-        let Operand { offset, row_stride, col_stride, .. } = *self;
-        MatrixMut { data: &mut self.data, offset, row_stride, col_stride }
+        let Operand {
+            offset,
+            row_stride,
+            col_stride,
+            ..
+        } = *self;
+        MatrixMut {
+            data: &mut self.data,
+            offset,
+            row_stride,
+            col_stride,
+        }
     }
 
     fn get(&self, row: usize, col: usize) -> f64 {
@@ -129,7 +157,10 @@ where
         1 => Bias::PerColumn(&bias_numbers[..n]),
         _ => Bias::PerRow(&bias_numbers[..m]),
     };
-    let before = Operand { data: c.data.clone(), ..c };
+    let before = Operand {
+        data: c.data.clone(),
+        ..c
+    };
     if factors.beta == 0.0 {
         // What is overwritten must not be read.
         for row in 0..m {
@@ -140,8 +171,21 @@ where
         }
     }
     let mut workspace = vec![A::Acc::from_f64(f64::NAN); workspace_len::<C>(problem, 1)];
-    let (alpha, beta) = (A::Acc::from_f64(factors.alpha), A::Acc::from_f64(factors.beta));
-    gemm(problem, alpha, a.view(), b.view(), beta, c.view_mut(), bias, &mut workspace).unwrap();
+    let (alpha, beta) = (
+        A::Acc::from_f64(factors.alpha),
+        A::Acc::from_f64(factors.beta),
+    );
+    gemm(
+        problem,
+        alpha,
+        a.view(),
+        b.view(),
+        beta,
+        c.view_mut(),
+        bias,
+        &mut workspace,
+    )
+    .unwrap();
     let mut written = 0;
     for row in 0..m {
         for col in 0..n {
@@ -151,7 +195,11 @@ where
                 sum += term;
                 magnitude += term.abs();
             }
-            let old = if factors.beta == 0.0 { 0.0 } else { factors.beta * before.get(row, col) };
+            let old = if factors.beta == 0.0 {
+                0.0
+            } else {
+                factors.beta * before.get(row, col)
+            };
             let added = match factors.bias {
                 0 => 0.0,
                 1 => bias_numbers[col].to_f64(),
@@ -178,11 +226,19 @@ where
         let at = at as isize - c.offset as isize;
         let inside = at >= 0 && {
             let (at, rs, cs) = (at as usize, c.row_stride, c.col_stride);
-            let (row, col) = if cs == 1 { (at / rs, at % rs) } else { (at % cs / rs, at / cs) };
+            let (row, col) = if cs == 1 {
+                (at / rs, at % rs)
+            } else {
+                (at % cs / rs, at / cs)
+            };
             row < m && col < n
         };
         if !inside {
-            assert_eq!(*now, before.to_f64(), "{problem:?} {layouts:?}: wrote outside the result");
+            assert_eq!(
+                *now,
+                before.to_f64(),
+                "{problem:?} {layouts:?}: wrote outside the result"
+            );
             same += 1;
         }
     }
@@ -209,7 +265,11 @@ const SIZES: &[(usize, usize, usize)] = &[
 
 #[test]
 fn every_layout_matches_the_sums_in_f64() {
-    let plain = Factors { alpha: 1.0, beta: 0.0, bias: 0 };
+    let plain = Factors {
+        alpha: 1.0,
+        beta: 0.0,
+        bias: 0,
+    };
     for &(m, n, k) in SIZES {
         for a in LAYOUTS {
             for b in LAYOUTS {
@@ -241,7 +301,11 @@ fn factors_and_bias_match_the_sums_in_f64() {
 
 #[test]
 fn half_precision_is_summed_in_f32() {
-    let factors = Factors { alpha: 1.0, beta: 0.5, bias: 1 };
+    let factors = Factors {
+        alpha: 1.0,
+        beta: 0.5,
+        bias: 1,
+    };
     for &(m, n, k) in SIZES {
         for a in LAYOUTS {
             for b in LAYOUTS {
@@ -256,14 +320,31 @@ fn half_precision_is_summed_in_f32() {
 
 #[test]
 fn several_blocks_in_every_direction() {
-    let factors = Factors { alpha: 1.0, beta: 1.0, bias: 1 };
+    let factors = Factors {
+        alpha: 1.0,
+        beta: 1.0,
+        bias: 1,
+    };
     for (m, n, k) in [(3001, 40, 800), (40, 3001, 800)] {
-        check::<f32, f32, f32>(Problem { m, n, k }, [Layout::Rows, Layout::Rows, Layout::Rows], factors);
-        check::<bf16, bf16, bf16>(Problem { m, n, k }, [Layout::Cols, Layout::Cols, Layout::Rows], factors);
+        check::<f32, f32, f32>(
+            Problem { m, n, k },
+            [Layout::Rows, Layout::Rows, Layout::Rows],
+            factors,
+        );
+        check::<bf16, bf16, bf16>(
+            Problem { m, n, k },
+            [Layout::Cols, Layout::Cols, Layout::Rows],
+            factors,
+        );
     }
 }
 
-fn with_kernels(kernels: &'static Kernels<f32>, problem: Problem, a: &[f32], b: &[f32]) -> Vec<f32> {
+fn with_kernels(
+    kernels: &'static Kernels<f32>,
+    problem: Problem,
+    a: &[f32],
+    b: &[f32],
+) -> Vec<f32> {
     let Problem { m, n, k } = problem;
     let blocking = Blocking::new(kernels, problem, false);
     let mut c = vec![f32::NAN; m * n];
@@ -291,12 +372,18 @@ fn every_instruction_set_of_this_machine() {
             let c = with_kernels(kernels, Problem { m, n, k }, &a, &b);
             for row in 0..m {
                 for col in 0..n {
-                    let terms = (0..k).map(|p| f64::from(a[row * k + p]) * f64::from(b[p * n + col]));
-                    let (sum, magnitude) =
-                        terms.fold((0.0, 0.0), |(sum, magnitude), t| (sum + t, magnitude + t.abs()));
+                    let terms =
+                        (0..k).map(|p| f64::from(a[row * k + p]) * f64::from(b[p * n + col]));
+                    let (sum, magnitude) = terms.fold((0.0, 0.0), |(sum, magnitude), t| {
+                        (sum + t, magnitude + t.abs())
+                    });
                     let error = (f64::from(c[row * n + col]) - sum).abs();
                     let bound = (k as f64 + 4.0) * <f32 as Test>::EPSILON * magnitude;
-                    assert!(error <= bound, "{} {m} {n} {k} at {row}, {col}", kernels.name);
+                    assert!(
+                        error <= bound,
+                        "{} {m} {n} {k} at {row}, {col}",
+                        kernels.name
+                    );
                 }
             }
         }
@@ -305,24 +392,39 @@ fn every_instruction_set_of_this_machine() {
 
 #[test]
 fn the_number_of_threads_does_not_show() {
-    for (m, n, k) in [(24, 768, 2048), (29, 31, 5000), (300, 500, 700), (1, 5000, 900), (900, 1, 5000)] {
+    for (m, n, k) in [
+        (24, 768, 2048),
+        (29, 31, 5000),
+        (300, 500, 700),
+        (1, 5000, 900),
+        (900, 1, 5000),
+    ] {
         let mut numbers = Numbers(5);
         let (a, b): (Vec<f32>, Vec<f32>) = (numbers.vec(m * k), numbers.vec(k * n));
         let problem = Problem { m, n, k };
         let results: Vec<Vec<u32>> = [1, 2, 3]
             .map(|threads| {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
                 let mut c = vec![0.0f32; m * n];
                 let mut workspace = vec![f32::NAN; workspace_len::<f32>(problem, 1)];
                 pool.install(|| {
-                    let (a, b) = (Matrix::row_major(&a, m).transposed(), Matrix::row_major(&b, n));
+                    let (a, b) = (
+                        Matrix::row_major(&a, m).transposed(),
+                        Matrix::row_major(&b, n),
+                    );
                     let c = MatrixMut::row_major(&mut c, n);
                     gemm(problem, 1.0, a, b, 0.0, c, Bias::None, &mut workspace).unwrap();
                 });
                 c.into_iter().map(f32::to_bits).collect()
             })
             .into();
-        assert!(results[0] == results[1] && results[0] == results[2], "{problem:?}");
+        assert!(
+            results[0] == results[1] && results[0] == results[2],
+            "{problem:?}"
+        );
     }
 }
 
@@ -333,19 +435,54 @@ fn heads_of_attention_are_their_single_products() {
     let mut numbers = Numbers(9);
     let len = count * length * heads * depth;
     let (q, keys): (Vec<f32>, Vec<f32>) = (numbers.vec(len), numbers.vec(len));
-    let problem = Problem { m: length, n: length, k: depth };
+    let problem = Problem {
+        m: length,
+        n: length,
+        k: depth,
+    };
     let stride = heads * depth;
     let batch = [
-        BatchDim { len: count, a: length * stride, b: length * stride, c: heads * length * length },
-        BatchDim { len: heads, a: depth, b: depth, c: length },
+        BatchDim {
+            len: count,
+            a: length * stride,
+            b: length * stride,
+            c: heads * length * length,
+        },
+        BatchDim {
+            len: heads,
+            a: depth,
+            b: depth,
+            c: length,
+        },
     ];
-    let view = |data, offset| Matrix { data, offset, row_stride: stride, col_stride: 1 };
+    let view = |data, offset| Matrix {
+        data,
+        offset,
+        row_stride: stride,
+        col_stride: 1,
+    };
     let row_stride = heads * length;
     let mut all = vec![f32::NAN; count * heads * length * length];
     let mut workspace = vec![f32::NAN; workspace_len::<f32>(problem, count * heads)];
-    let to = MatrixMut { data: &mut all, offset: 0, row_stride, col_stride: 1 };
+    let to = MatrixMut {
+        data: &mut all,
+        offset: 0,
+        row_stride,
+        col_stride: 1,
+    };
     let (a, b) = (view(&q, 0), view(&keys, 0).transposed());
-    gemm_batched(problem, &batch, 0.5, a, b, 0.0, to, Bias::None, &mut workspace).unwrap();
+    gemm_batched(
+        problem,
+        &batch,
+        0.5,
+        a,
+        b,
+        0.0,
+        to,
+        Bias::None,
+        &mut workspace,
+    )
+    .unwrap();
     for i in 0..count {
         for head in 0..heads {
             let at = i * length * stride + head * depth;
@@ -366,14 +503,37 @@ fn what_cannot_be_computed_is_refused() {
     let problem = Problem { m: 4, n: 5, k: 6 };
     let (a, b, mut c) = (vec![0.0f32; 24], vec![0.0f32; 30], vec![0.0f32; 20]);
     let mut workspace = vec![0.0f32; workspace_len::<f32>(problem, 1)];
-    let mut run = |a: &[f32], a_stride, c_strides: (usize, usize), bias: &[f32], batch: &[BatchDim], short| {
-        let a = Matrix { row_stride: a_stride, ..Matrix::row_major(a, 6) };
+    let mut run = |a: &[f32],
+                   a_stride,
+                   c_strides: (usize, usize),
+                   bias: &[f32],
+                   batch: &[BatchDim],
+                   short| {
+        let a = Matrix {
+            row_stride: a_stride,
+            ..Matrix::row_major(a, 6)
+        };
         let (row_stride, col_stride) = c_strides;
-        let c = MatrixMut { data: &mut c, offset: 0, row_stride, col_stride };
+        let c = MatrixMut {
+            data: &mut c,
+            offset: 0,
+            row_stride,
+            col_stride,
+        };
         let b = Matrix::row_major(&b, 5);
         let bias = Bias::PerColumn(bias);
         let len = workspace.len() - short;
-        gemm_batched(problem, batch, 1.0, a, b, 0.0, c, bias, &mut workspace[..len])
+        gemm_batched(
+            problem,
+            batch,
+            1.0,
+            a,
+            b,
+            0.0,
+            c,
+            bias,
+            &mut workspace[..len],
+        )
     };
     let bias = [0.0; 5];
     run(&a, 6, (5, 1), &bias, &[], 0).unwrap();
@@ -385,8 +545,18 @@ fn what_cannot_be_computed_is_refused() {
     assert!(refused(run(&a, 6, (10, 2), &bias, &[], 0)).contains("contiguous"));
     assert!(refused(run(&a, 6, (5, 1), &bias[1..], &[], 0)).contains("bias of 4"));
     assert!(refused(run(&a, 6, (5, 1), &bias, &[], 100)).contains("workspace"));
-    let shared = [BatchDim { len: 2, a: 0, b: 0, c: 0 }];
+    let shared = [BatchDim {
+        len: 2,
+        a: 0,
+        b: 0,
+        c: 0,
+    }];
     assert!(refused(run(&a, 6, (5, 1), &bias, &shared, 0)).contains("overlap"));
-    let dim = BatchDim { len: 1, a: 0, b: 0, c: 0 };
+    let dim = BatchDim {
+        len: 1,
+        a: 0,
+        b: 0,
+        c: 0,
+    };
     assert!(refused(run(&a, 6, (5, 1), &bias, &[dim; 7], 0)).contains("7 dimensions"));
 }

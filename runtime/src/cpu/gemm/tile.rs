@@ -53,7 +53,10 @@ impl<'a, T> TileMut<'a, T> {
 
     /// The same tile for a shorter time.
     pub fn reborrow(&mut self) -> TileMut<'_, T> {
-        TileMut { elements: PhantomData, ..*self }
+        TileMut {
+            elements: PhantomData,
+            ..*self
+        }
     }
 
     /// The rows before `at` and those from it on; `at` is cut to the number of rows.
@@ -63,7 +66,14 @@ impl<'a, T> TileMut<'a, T> {
         let skipped = if at < self.rows { at * self.stride } else { 0 };
         // SAFETY: a row below `rows` starts inside the elements of the tile.
         let second = unsafe { self.start.add(skipped) };
-        (TileMut { rows: at, ..self }, TileMut { start: second, rows: self.rows - at, ..self })
+        (
+            TileMut { rows: at, ..self },
+            TileMut {
+                start: second,
+                rows: self.rows - at,
+                ..self
+            },
+        )
     }
 
     /// The columns before `at` and those from it on; `at` is cut to the number of columns.
@@ -72,7 +82,14 @@ impl<'a, T> TileMut<'a, T> {
         // SAFETY: the first row has `cols` elements, so `at` is inside it or right behind it; a tile without
         // rows has no elements and its start is not moved.
         let second = unsafe { self.start.add(if self.rows == 0 { 0 } else { at }) };
-        (TileMut { cols: at, ..self }, TileMut { start: second, cols: self.cols - at, ..self })
+        (
+            TileMut { cols: at, ..self },
+            TileMut {
+                start: second,
+                cols: self.cols - at,
+                ..self
+            },
+        )
     }
 
     /// The elements of a row; empty where there is no such row.
@@ -116,7 +133,16 @@ impl<'a, T> Outputs<'a, T> {
     ) -> Self {
         // SAFETY: where there is an output, the offset lies inside the elements.
         let start = unsafe { elements.as_mut_ptr().add(offset.min(elements.len())) };
-        Outputs { start, dims, first: 0, end: count, rows, cols, stride, elements: PhantomData }
+        Outputs {
+            start,
+            dims,
+            first: 0,
+            end: count,
+            rows,
+            cols,
+            stride,
+            elements: PhantomData,
+        }
     }
 
     /// The number of outputs.
@@ -127,7 +153,16 @@ impl<'a, T> Outputs<'a, T> {
     /// The first `count` outputs and the others.
     pub fn split_at(self, count: usize) -> (Self, Self) {
         let middle = (self.first + count).min(self.end);
-        (Outputs { end: middle, ..self }, Outputs { first: middle, ..self })
+        (
+            Outputs {
+                end: middle,
+                ..self
+            },
+            Outputs {
+                first: middle,
+                ..self
+            },
+        )
     }
 
     /// Takes the first output: its index in the batch and its tile.
@@ -142,7 +177,11 @@ impl<'a, T> Outputs<'a, T> {
             // SAFETY: `new`'s caller promised that the outputs lie inside the elements; one without
             // elements is not moved.
             start: unsafe {
-                self.start.add(if self.rows == 0 || self.cols == 0 { 0 } else { offset })
+                self.start.add(if self.rows == 0 || self.cols == 0 {
+                    0
+                } else {
+                    offset
+                })
             },
             rows: self.rows,
             cols: self.cols,

@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use super::{Job, Kernel, Kernels};
 
-/// How far ahead of the sums the right operand is fetched, in elements.
-const AHEAD: usize = 512;
+/// How far ahead of the sums the right operand is fetched, in groups.
+const AHEAD: usize = 16;
 
 macro_rules! kernel {
     (
@@ -22,7 +22,8 @@ macro_rules! kernel {
         #[inline]
         unsafe fn $tile<const R: usize, const V: usize, const PACKED: bool>(job: &Job<$type>) {
             const NR: usize = 2 * $lanes;
-            let (k, a, b) = (job.k, job.a, job.b);
+            let (k, a, b, b_stride) = (job.k, job.a, job.b, job.b_stride);
+            let a_stride = if PACKED { job.a_depth_stride } else { job.a_row_stride };
             for row in 0..R {
                 // The result is needed only after the sums: it comes meanwhile. Prefetches cannot fault.
                 let row = job.c.wrapping_add(row * job.c_stride);
@@ -31,15 +32,16 @@ macro_rules! kernel {
             }
             let mut sums = [[$zero(); V]; R];
             let mut step = |p: usize| {
-                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(p * NR + AHEAD).cast());
-                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(p * NR + AHEAD + $lanes).cast());
+                let ahead = b.wrapping_add((p + AHEAD) * b_stride);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add($lanes).cast());
                 let mut right = [$zero(); V];
                 for (v, right) in right.iter_mut().enumerate() {
                     // SAFETY: the right operand has `k` groups of two vectors.
-                    *right = unsafe { $load(b.add(p * NR + v * $lanes)) };
+                    *right = unsafe { $load(b.add(p * b_stride + v * $lanes)) };
                 }
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let at = if PACKED { p * R + row } else { row * job.a_stride + p };
+                    let at = if PACKED { p * a_stride + row } else { row * a_stride + p };
                     // SAFETY: the left operand has an element for every row of the tile and every `p`.
                     let left = $splat(unsafe { *a.add(at) });
                     for (sum, &right) in sums.iter_mut().zip(&right) {
@@ -120,14 +122,40 @@ macro_rules! kernel {
 }
 
 kernel!(
-    tile_f32, dispatch_f32, F32, f32, __m512, u16, 16,
-    _mm512_setzero_ps, _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_mul_ps,
-    _mm512_fmadd_ps, _mm512_storeu_ps, _mm512_mask_storeu_ps, Some(interleave)
+    tile_f32,
+    dispatch_f32,
+    F32,
+    f32,
+    __m512,
+    u16,
+    16,
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_maskz_loadu_ps,
+    _mm512_set1_ps,
+    _mm512_mul_ps,
+    _mm512_fmadd_ps,
+    _mm512_storeu_ps,
+    _mm512_mask_storeu_ps,
+    Some(interleave)
 );
 kernel!(
-    tile_f64, dispatch_f64, F64, f64, __m512d, u8, 8,
-    _mm512_setzero_pd, _mm512_loadu_pd, _mm512_maskz_loadu_pd, _mm512_set1_pd, _mm512_mul_pd,
-    _mm512_fmadd_pd, _mm512_storeu_pd, _mm512_mask_storeu_pd, None
+    tile_f64,
+    dispatch_f64,
+    F64,
+    f64,
+    __m512d,
+    u8,
+    8,
+    _mm512_setzero_pd,
+    _mm512_loadu_pd,
+    _mm512_maskz_loadu_pd,
+    _mm512_set1_pd,
+    _mm512_mul_pd,
+    _mm512_fmadd_pd,
+    _mm512_storeu_pd,
+    _mm512_mask_storeu_pd,
+    None
 );
 
 /// Transposes sixteen vectors of sixteen elements.
@@ -206,9 +234,8 @@ unsafe fn interleave_blocks(
             for (i, row) in block.iter_mut().enumerate() {
                 if i < here {
                     // SAFETY: the lane exists, and the mask leaves out what lies behind its end.
-                    *row = unsafe {
-                        _mm512_maskz_loadu_ps(read, source.add((lane + i) * stride + p))
-                    };
+                    *row =
+                        unsafe { _mm512_maskz_loadu_ps(read, source.add((lane + i) * stride + p)) };
                 }
             }
             for (i, &group) in transpose(block).iter().enumerate() {
