@@ -10,6 +10,7 @@ pub mod matmul;
 pub mod memory;
 pub mod movement;
 pub mod normalize;
+pub mod product;
 pub mod random;
 pub mod recurrent;
 pub mod reduce;
