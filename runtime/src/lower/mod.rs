@@ -7,6 +7,7 @@
 pub mod constants;
 
 use crate::ops::{Op, family};
+use crate::plan::Region;
 use crate::program::{Operation, Program, Source, TensorId};
 use crate::tensor::{Tensor, TensorType};
 use std::collections::BTreeMap;
@@ -134,10 +135,11 @@ pub fn lower(model: &Model, request: &Request<'_>) -> Result<Program, LowerError
     }
     let mut program = lowering.program;
     program.drop_dead();
-    let inputs: Vec<TensorId> = (graph.inputs().iter())
-        .filter_map(|input| lowering.known[input.index()])
+    program.inputs = (graph.inputs().iter())
+        .map(|input| lowering.known[input.index()])
         .collect();
-    program.inputs = program.keep_read(&inputs);
+    program.input_regions = vec![Region::Inputs; program.inputs.len()];
+    program.drop_unread_inputs();
     Ok(program)
 }
 

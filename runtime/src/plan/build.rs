@@ -1,7 +1,9 @@
 //! From a program to a plan.
 
-use super::interface::{InputRole, Interface, OutputRole};
-use super::{ALIGNMENT, Buffer, BufferId, Footprint, MAX_OPERANDS, Operand, Plan, Region, Step};
+use super::{
+    ALIGNMENT, Buffer, BufferId, Footprint, MAX_OPERANDS, Operand, Plan, Region, Step,
+    TrainedOperands,
+};
 use crate::backend::Backend;
 use crate::program::{Program, Source, TensorId};
 use crate::tensor::TensorType;
@@ -24,12 +26,9 @@ pub enum PlanError {
 ///
 /// # Errors
 /// [`PlanError`] where an operation has too many operands.
-pub fn build(
-    program: &Program,
-    interface: &Interface,
-    backend: &dyn Backend,
-) -> Result<Plan, PlanError> {
-    let mut builder = Builder::new(program, interface);
+pub fn build(program: &Program, backend: &dyn Backend) -> Result<Plan, PlanError> {
+    let mut builder = Builder::new(program);
+    builder.persistent();
     let order: Vec<usize> = (0..program.operations.len()).collect();
     for &place in &order {
         builder.step(place, backend)?;
@@ -53,18 +52,14 @@ struct Builder<'p> {
 }
 
 impl<'p> Builder<'p> {
-    fn new(program: &'p Program, interface: &Interface) -> Self {
+    fn new(program: &'p Program) -> Self {
         let ids = (0..program.values.len()).map(|index| TensorId(index as u32));
         let roots: Vec<TensorId> = ids.map(|id| program.root(id)).collect();
         let mut regions: Vec<Region> = (program.values.iter())
             .map(|value| match &value.source {
                 Source::Constant(_) => Region::Constants,
-                Source::Input(position) => match interface.inputs.get(*position) {
-                    Some(InputRole::Parameter) => Region::Parameters,
-                    Some(InputRole::Gradient) => Region::Gradients,
-                    Some(InputRole::Optimizer) => Region::Optimizer,
-                    Some(InputRole::Batch) | None => Region::Inputs,
-                },
+                Source::Input(position) => program.input_regions[*position],
+                Source::Kept(region) => *region,
                 _ => Region::Activations,
             })
             .collect();
@@ -80,12 +75,12 @@ impl<'p> Builder<'p> {
                 readers[root.index()] += 1;
             }
         }
-        for (position, &output) in program.outputs.iter().enumerate() {
-            let root = roots[output.index()];
-            readers[root.index()] += 1;
-            if interface.outputs.get(position) == Some(&OutputRole::Gradient)
-                && matches!(program.value(root).source, Source::Computed)
-            {
+        for output in program.wanted() {
+            readers[roots[output.index()].index()] += 1;
+        }
+        for trained in &program.trained {
+            let root = roots[trained.gradient.index()];
+            if matches!(program.value(root).source, Source::Computed) {
                 regions[root.index()] = Region::Gradients;
             }
         }
@@ -97,6 +92,24 @@ impl<'p> Builder<'p> {
             buffer: vec![None; program.values.len()],
             buffers: Vec::new(),
             steps: Vec::new(),
+        }
+    }
+
+    /// Makes the buffers of what stays from step to step, in an order that depends on the model only:
+    /// all its plans have them in the same places.
+    fn persistent(&mut self) {
+        let program = self.program;
+        for trained in &program.trained {
+            self.buffer_of(trained.parameter);
+            if self.regions[self.roots[trained.gradient.index()].index()] == Region::Gradients {
+                self.buffer_of(trained.gradient);
+            }
+            for &state in &trained.state {
+                self.buffer_of(state);
+            }
+        }
+        for &input in program.inputs.iter().flatten() {
+            self.buffer_of(input);
         }
     }
 
@@ -219,6 +232,13 @@ impl<'p> Builder<'p> {
         let outputs: Vec<Operand> = (program.outputs.iter())
             .map(|&id| self.operand(id))
             .collect();
+        let trained = (program.trained.iter())
+            .map(|trained| TrainedOperands {
+                parameter: self.operand(trained.parameter),
+                gradient: self.operand(trained.gradient),
+                state: trained.state.iter().map(|&id| self.operand(id)).collect(),
+            })
+            .collect();
         let end = self.steps.len();
         for output in &outputs {
             self.buffers[output.buffer.index()].lifetime.1 = end;
@@ -254,6 +274,7 @@ impl<'p> Builder<'p> {
             steps: self.steps,
             inputs,
             outputs,
+            trained,
             constants,
             regions,
             footprint,

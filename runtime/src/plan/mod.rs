@@ -5,10 +5,8 @@
 //! what the plan predicts is what a backend allocates.
 
 mod build;
-mod interface;
 
 pub use build::{PlanError, build};
-pub use interface::{InputRole, Interface, OutputRole};
 
 use crate::ops::Op;
 use crate::tensor::{Tensor, TensorType};
@@ -113,6 +111,17 @@ pub struct Step {
     pub backward: bool,
 }
 
+/// What an optimiser works on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrainedOperands {
+    /// The weight.
+    pub parameter: Operand,
+    /// Its gradient.
+    pub gradient: Operand,
+    /// What the optimiser keeps for it.
+    pub state: Vec<Operand>,
+}
+
 /// What memory a plan takes, and what the least would be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
@@ -133,8 +142,10 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// By graph input: its operand, where anything reads it.
     pub inputs: Vec<Option<Operand>>,
-    /// By graph output: its operand.
+    /// What is read back, in the order of [`crate::program::Program::outputs`].
     pub outputs: Vec<Operand>,
+    /// What the optimiser trains.
+    pub trained: Vec<TrainedOperands>,
     /// Tensors to be put in place before the first step.
     pub constants: Vec<(Operand, Tensor)>,
     /// Start and bytes of each region, in the order of [`Region::ALL`].
@@ -153,6 +164,13 @@ impl Plan {
     pub fn bytes(&self, region: Region) -> usize {
         let place = Region::ALL.iter().position(|&r| r == region);
         place.map_or(0, |place| self.regions[place].1)
+    }
+
+    /// The bytes of what stays when another plan of the model is selected: parameters, gradients and
+    /// optimiser state, in front of everything else.
+    pub fn persistent(&self) -> usize {
+        let (start, bytes) = self.regions[2];
+        start + bytes
     }
 
     /// The bytes of the whole block.

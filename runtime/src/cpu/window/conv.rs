@@ -7,8 +7,9 @@
 use super::PARALLEL;
 use super::columns::{gather, scatter};
 use crate::cpu::Machine;
+use crate::cpu::gemm::Problem;
 use crate::cpu::memory::Call;
-use crate::cpu::product::{Matrix, Real, Sizes, multiply, scratch as product_scratch};
+use crate::cpu::product::{self, Real, multiply};
 use crate::ops::window::Conv;
 use rayon::prelude::*;
 
@@ -52,11 +53,17 @@ impl Conv {
     }
 }
 
+/// Elements of scratch of a product of each block, the last of which may be smaller.
+fn products<T: Real>(conv: &Conv, sizes: impl Fn(usize) -> Problem) -> usize {
+    let (block, rest) = (conv.block(), conv.geometry.positions() % conv.block());
+    product::scratch::<T>(sizes(block)).max(product::scratch::<T>(sizes(rest)))
+}
+
 /// Elements of scratch of one task of the forward product or of the gradient of the input.
 fn task_scratch<T: Real>(conv: &Conv) -> usize {
-    let (m, n, k) = (conv.filters, conv.block(), conv.rows());
-    let forward = product_scratch::<T>(Sizes { m, n, k });
-    let backward = product_scratch::<T>(Sizes { m: k, n, k: m });
+    let (m, k) = (conv.filters, conv.rows());
+    let forward = products::<T>(conv, |n| Problem { m, n, k });
+    let backward = products::<T>(conv, |n| Problem { m: k, n, k: m });
     (conv.columns())
         .saturating_add(forward.max(backward))
         .next_multiple_of(16)
@@ -71,9 +78,9 @@ pub(super) fn scratch<T: Real>(conv: &Conv, machine: &Machine) -> usize {
 
 /// Elements of scratch of the gradient of the filters.
 pub(super) fn weight_scratch<T: Real>(conv: &Conv) -> usize {
-    let (m, n, k) = (conv.filters, conv.rows(), conv.block());
-    conv.columns()
-        .saturating_add(product_scratch::<T>(Sizes { m, n, k }))
+    let (m, n) = (conv.filters, conv.rows());
+    let product = products::<T>(conv, |k| Problem { m, n, k });
+    conv.columns().saturating_add(product)
 }
 
 /// Shares the tasks out among as many threads as have scratch: consecutive ones each, with their parts of
@@ -95,21 +102,13 @@ fn share<T: Real>(
         }
         Ok(())
     };
-    let slots = scratch
-        .len()
-        .checked_div(each)
-        .unwrap_or(tasks)
-        .clamp(1, tasks);
+    let slots = (scratch.len() / each.max(1)).clamp(1, tasks);
     if slots == 1 || tasks.saturating_mul(conv.rows() * conv.geometry.positions()) < PARALLEL {
         return several(0, output, scratch);
     }
     let run = tasks.div_ceil(slots);
-    if each == 0 {
-        return (output.par_chunks_mut(run * span).enumerate())
-            .try_for_each(|(slot, output)| several(slot * run, output, &mut []));
-    }
     (output.par_chunks_mut(run * span))
-        .zip(scratch.par_chunks_mut(each))
+        .zip(scratch.par_chunks_mut(each.max(1)))
         .enumerate()
         .try_for_each(|(slot, (output, scratch))| several(slot * run, output, scratch))
 }
@@ -152,7 +151,7 @@ pub(super) fn forward<T: Real>(conv: &Conv, mut call: Call<'_>) -> Result<(), St
         |task, y, scratch| {
             let group = task % conv.groups;
             let x = &x[task * x_span..][..x_span];
-            let w = Matrix::rows(&w[group * filter_span..][..filter_span], rows);
+            let w = product::rows(&w[group * filter_span..][..filter_span], rows);
             for (filter, to) in y.chunks_mut(positions).enumerate() {
                 to.fill(bias.map_or(T::ZERO, |bias| bias[group * conv.filters + filter]));
             }
@@ -160,12 +159,12 @@ pub(super) fn forward<T: Real>(conv: &Conv, mut call: Call<'_>) -> Result<(), St
             for start in (0..positions).step_by(conv.block()) {
                 let count = conv.block().min(positions - start);
                 let right = if conv.geometry.is_pointwise() {
-                    Matrix::rows(&x[start..], positions)
+                    product::rows(&x[start..], positions)
                 } else {
                     lay_out(conv, x, start, count, columns);
-                    Matrix::rows(&*columns, count)
+                    product::rows(&*columns, count)
                 };
-                let sizes = Sizes {
+                let sizes = Problem {
                     m: conv.filters,
                     n: count,
                     k: rows,
@@ -196,15 +195,15 @@ pub(super) fn input<T: Real>(conv: &Conv, mut call: Call<'_>) -> Result<(), Stri
         |task, dx, scratch| {
             let group = task % conv.groups;
             let dy = &dy[task * y_span..][..y_span];
-            let w = Matrix::rows(&w[group * filter_span..][..filter_span], rows).transposed();
+            let w = product::rows(&w[group * filter_span..][..filter_span], rows).transposed();
             for (channel, to) in dx.chunks_mut(plane).enumerate() {
                 to.fill(bias.map_or(T::ZERO, |bias| bias[group * conv.channels + channel]));
             }
             let (columns, scratch) = scratch.split_at_mut(conv.columns());
             for start in (0..positions).step_by(conv.block()) {
                 let count = conv.block().min(positions - start);
-                let right = Matrix::rows(&dy[start..], positions);
-                let sizes = Sizes {
+                let right = product::rows(&dy[start..], positions);
+                let sizes = Problem {
                     m: rows,
                     n: count,
                     k: conv.filters,
@@ -253,14 +252,14 @@ pub(super) fn weight<T: Real>(conv: &Conv, mut call: Call<'_>) -> Result<(), Str
         let dw = &mut dw[task % conv.groups * filter_span..][..filter_span];
         for start in (0..positions).step_by(conv.block()) {
             let count = conv.block().min(positions - start);
-            let left = Matrix::rows(&dy[start..], positions);
+            let left = product::rows(&dy[start..], positions);
             let right = if conv.geometry.is_pointwise() {
-                Matrix::rows(&x[start..], positions)
+                product::rows(&x[start..], positions)
             } else {
                 lay_out(conv, x, start, count, columns);
-                Matrix::rows(&*columns, count)
+                product::rows(&*columns, count)
             };
-            let sizes = Sizes {
+            let sizes = Problem {
                 m: conv.filters,
                 n: rows,
                 k: count,
