@@ -2,17 +2,31 @@
 
 use super::gemm::{self, Accumulator, Bias, MatrixMut, Problem};
 use bytemuck::Pod;
-use std::ops::{Add, AddAssign, Mul};
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 /// An element type that layers compute in: `f32` or `f64`.
 pub trait Real:
-    Pod + Accumulator + PartialOrd + Add<Output = Self> + Mul<Output = Self> + AddAssign
+    Pod
+    + Accumulator
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
 {
     /// The nearest element.
     fn from_f64(number: f64) -> Self;
 
     /// The element as a wider number.
     fn to_f64(self) -> f64;
+
+    /// The exponential function.
+    fn exp(self) -> Self;
+
+    /// The hyperbolic tangent.
+    fn tanh(self) -> Self;
 }
 
 macro_rules! real {
@@ -26,6 +40,16 @@ macro_rules! real {
             #[inline(always)]
             fn to_f64(self) -> f64 {
                 f64::from(self)
+            }
+
+            #[inline(always)]
+            fn exp(self) -> $type {
+                <$type>::exp(self)
+            }
+
+            #[inline(always)]
+            fn tanh(self) -> $type {
+                <$type>::tanh(self)
             }
         }
     };
