@@ -12,6 +12,7 @@ pub mod memory;
 pub mod movement;
 pub mod normalize;
 mod prepared;
+pub mod product;
 pub mod random;
 pub mod recurrent;
 pub mod reduce;
