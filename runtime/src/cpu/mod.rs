@@ -6,6 +6,7 @@ pub mod accumulate;
 pub mod elementwise;
 pub mod index;
 pub mod loss;
+pub mod math;
 pub mod matmul;
 pub mod memory;
 pub mod movement;
