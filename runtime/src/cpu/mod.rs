@@ -7,6 +7,7 @@ pub mod elementwise;
 pub mod gemm;
 pub mod index;
 pub mod loss;
+pub mod math;
 pub mod matmul;
 pub mod memory;
 pub mod movement;
