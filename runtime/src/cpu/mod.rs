@@ -7,14 +7,17 @@ pub mod elementwise;
 pub mod gemm;
 pub mod index;
 pub mod loss;
+pub(crate) mod math;
 pub mod matmul;
 pub mod memory;
 pub mod movement;
 pub mod normalize;
+pub(crate) mod number;
 mod prepared;
 pub mod random;
 pub mod recurrent;
 pub mod reduce;
+pub(crate) mod rows;
 pub mod velora;
 pub mod window;
 
