@@ -81,7 +81,7 @@ fn columns<T: Number, S: Step<T::Lane>>(
 ) {
     let width = totals.len();
     let row = |r: usize| (&x[r * stride..r * stride + width], &x[r * stride..r * stride + width]);
-    rows::fold_columns::<T, T, T::Lane, S>(rows, row, |_, x, _| x.lane(), totals);
+    rows::fold_columns::<T, T, T::Lane, S>(rows, row, |_, _, x, _| x.lane(), totals);
 }
 
 /// Bytes of scratch that an operation needs.

@@ -194,12 +194,24 @@ pub(crate) fn fold_pairs<A: Copy, B: Copy, L: Lane, S: Step<L>>(
     b: &[B],
     f: impl Fn(A, B) -> L,
 ) -> L::Wide {
+    fold_triples::<A, B, B, L, S>(a, b, b, |a, b, _| f(a, b))
+}
+
+/// Reduces `f` of the elements of three rows.
+#[inline(always)]
+pub(crate) fn fold_triples<A: Copy, B: Copy, C: Copy, L: Lane, S: Step<L>>(
+    a: &[A],
+    b: &[B],
+    c: &[C],
+    f: impl Fn(A, B, C) -> L,
+) -> L::Wide {
     let mut total = S::start().wide();
-    for (a, b) in a.chunks(FOLD).zip(b.chunks(FOLD)) {
+    let blocks = a.chunks(FOLD).zip(b.chunks(FOLD)).zip(c.chunks(FOLD));
+    for ((a, b), c) in blocks {
         let part = if a.len() < 256 {
-            lanes::<A, B, L, S, 16>(a, b, &f)
+            lanes::<A, B, C, L, S, 16>(a, b, c, &f)
         } else {
-            lanes::<A, B, L, S, 64>(a, b, &f)
+            lanes::<A, B, C, L, S, 64>(a, b, c, &f)
         };
         total = S::join(total, part.wide());
     }
@@ -207,21 +219,24 @@ pub(crate) fn fold_pairs<A: Copy, B: Copy, L: Lane, S: Step<L>>(
 }
 
 #[inline(always)]
-fn lanes<A: Copy, B: Copy, L: Lane, S: Step<L>, const LANES: usize>(
+fn lanes<A: Copy, B: Copy, C: Copy, L: Lane, S: Step<L>, const LANES: usize>(
     a: &[A],
     b: &[B],
-    f: &impl Fn(A, B) -> L,
+    c: &[C],
+    f: &impl Fn(A, B, C) -> L,
 ) -> L {
     let mut sums = [S::start(); LANES];
     let (wholes_a, rest_a) = a.as_chunks::<LANES>();
     let (wholes_b, rest_b) = b.as_chunks::<LANES>();
-    for (a, b) in wholes_a.iter().zip(wholes_b) {
+    let (wholes_c, rest_c) = c.as_chunks::<LANES>();
+    for ((a, b), c) in wholes_a.iter().zip(wholes_b).zip(wholes_c) {
         for lane in 0..LANES {
-            sums[lane] = S::step(sums[lane], f(a[lane], b[lane]));
+            sums[lane] = S::step(sums[lane], f(a[lane], b[lane], c[lane]));
         }
     }
-    for ((sum, &a), &b) in sums.iter_mut().zip(rest_a).zip(rest_b) {
-        *sum = S::step(*sum, f(a, b));
+    let rest = rest_a.iter().zip(rest_b).zip(rest_c);
+    for (sum, ((&a, &b), &c)) in sums.iter_mut().zip(rest) {
+        *sum = S::step(*sum, f(a, b, c));
     }
     let mut width = LANES / 2;
     while width > 0 {
@@ -238,14 +253,14 @@ const TILE: usize = 256;
 /// Rows after which the lanes are folded into the wide totals.
 const DEPTH: usize = 64;
 
-/// Reduces columns: to `totals`, one by column, join the rows of `f(row, column)`.
+/// Reduces columns: to `totals`, one by column, joins `f(row, column, ..)` of all rows.
 ///
 /// `row(r)` gives the elements of two rows; each is as long as `totals`.
 #[inline(always)]
 pub(crate) fn fold_columns<'a, A, B, L, S>(
     rows: usize,
     row: impl Fn(usize) -> (&'a [A], &'a [B]),
-    f: impl Fn(usize, A, B) -> L,
+    f: impl Fn(usize, usize, A, B) -> L,
     totals: &mut [L::Wide],
 ) where
     A: Copy + 'a,
@@ -270,18 +285,18 @@ pub(crate) fn fold_columns<'a, A, B, L, S>(
                 let [b0, b1, b2, b3] = [b0, b1, b2, b3].map(|b| &b[part.clone()]);
                 let sums = &mut sums[..width];
                 for c in 0..width {
-                    let sum = S::step(sums[c], f(at, a0[c], b0[c]));
-                    let sum = S::step(sum, f(at + 1, a1[c], b1[c]));
-                    let sum = S::step(sum, f(at + 2, a2[c], b2[c]));
-                    sums[c] = S::step(sum, f(at + 3, a3[c], b3[c]));
+                    let sum = S::step(sums[c], f(at, first + c, a0[c], b0[c]));
+                    let sum = S::step(sum, f(at + 1, first + c, a1[c], b1[c]));
+                    let sum = S::step(sum, f(at + 2, first + c, a2[c], b2[c]));
+                    sums[c] = S::step(sum, f(at + 3, first + c, a3[c], b3[c]));
                 }
                 at += 4;
             }
             while at < end {
                 let (a, b) = row(at);
                 let (a, b) = (&a[first..first + width], &b[first..first + width]);
-                for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-                    *sum = S::step(*sum, f(at, a, b));
+                for (c, ((sum, &a), &b)) in sums.iter_mut().zip(a).zip(b).enumerate() {
+                    *sum = S::step(*sum, f(at, first + c, a, b));
                 }
                 at += 1;
             }
