@@ -5,6 +5,7 @@
 pub mod accumulate;
 pub mod elementwise;
 pub mod gemm;
+pub(crate) mod in_place;
 pub mod index;
 pub mod loss;
 pub(crate) mod math;

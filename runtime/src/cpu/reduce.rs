@@ -62,7 +62,10 @@ impl Columns {
     }
 
     /// Joins the partial results of the blocks; the result is the first row.
-    pub(crate) fn join<'p, L: Lane, S: Step<L>>(&self, partials: &'p mut [L::Wide]) -> &'p [L::Wide] {
+    pub(crate) fn join<'p, L: Lane, S: Step<L>>(
+        &self,
+        partials: &'p mut [L::Wide],
+    ) -> &'p [L::Wide] {
         let (first, others) = partials.split_at_mut(self.width);
         if self.width > 0 {
             for other in others.chunks_exact(self.width) {
@@ -80,7 +83,12 @@ fn columns<T: Number, S: Step<T::Lane>>(
     (x, rows, stride, totals): (&[T], usize, usize, &mut [<T::Lane as Lane>::Wide]),
 ) {
     let width = totals.len();
-    let row = |r: usize| (&x[r * stride..r * stride + width], &x[r * stride..r * stride + width]);
+    let row = |r: usize| {
+        (
+            &x[r * stride..r * stride + width],
+            &x[r * stride..r * stride + width],
+        )
+    };
     rows::fold_columns::<T, T, T::Lane, S>(rows, row, |_, _, x, _| x.lane(), totals);
 }
 
@@ -258,9 +266,7 @@ fn columns_of<T: Number, S: Step<T::Lane>>(
 }
 
 #[inline(always)]
-fn fold_rows<T: Number, S: Step<T::Lane>>(
-    (kind, size, x, y): (Kind, usize, &[T], &mut [T]),
-) {
+fn fold_rows<T: Number, S: Step<T::Lane>>((kind, size, x, y): (Kind, usize, &[T], &mut [T])) {
     for (row, y) in y.iter_mut().enumerate() {
         let x = &x[row * size..(row + 1) * size];
         *y = finish::<T>(kind, rows::fold::<T, S>(x), size);

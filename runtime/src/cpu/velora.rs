@@ -92,9 +92,8 @@ fn compress<T: Number>((op, x, v, z): (&SubTokens, &[T], &[T], &mut [T])) {
     for (x, z) in rows {
         for (group, z) in z.iter_mut().enumerate() {
             let x = &x[op.span(group)];
-            let sum = fold_pairs::<T, T, T::Lane, Sum>(x, &v[..x.len()], |x, v| {
-                x.lane().mul(v.lane())
-            });
+            let sum =
+                fold_pairs::<T, T, T::Lane, Sum>(x, &v[..x.len()], |x, v| x.lane().mul(v.lane()));
             *z = T::narrow(T::Lane::narrow(sum));
         }
     }
@@ -102,9 +101,7 @@ fn compress<T: Number>((op, x, v, z): (&SubTokens, &[T], &[T], &mut [T])) {
 
 /// Sub-tokens of a few elements, none of them padded but empty ones at the end of a row.
 #[inline(always)]
-fn compress_short<T: Number, const M: usize>(
-    (op, x, v, z): (&SubTokens, &[T], &[T], &mut [T]),
-) {
+fn compress_short<T: Number, const M: usize>((op, x, v, z): (&SubTokens, &[T], &[T], &mut [T])) {
     let mut direction = [T::Lane::default(); M];
     for (entry, v) in direction.iter_mut().zip(v) {
         *entry = v.lane();

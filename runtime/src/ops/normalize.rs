@@ -287,7 +287,13 @@ fn layer_grad(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Refusal> {
         false => (None, lowering.input(node, 3)?),
     };
     let statistics = lowering.ty(inverse);
-    want(lowering, "the inverse deviation", inverse, &statistics, rows)?;
+    want(
+        lowering,
+        "the inverse deviation",
+        inverse,
+        &statistics,
+        rows,
+    )?;
     if let Some(mean) = mean {
         match from_output {
             true => want(lowering, "the bias", mean, &ty, size)?,

@@ -14,12 +14,27 @@ pub(super) fn forward<T: Number>(op: &Batch, call: &mut Call<'_>) -> Result<(), 
 where
     T::Lane: Float,
 {
-    let [Some(x), Some(scale), Some(bias), Some(mean), Some(variance), ..] = &call.inputs else {
+    let [
+        Some(x),
+        Some(scale),
+        Some(bias),
+        Some(mean),
+        Some(variance),
+        ..,
+    ] = &call.inputs
+    else {
         return Err("an operand is missing".to_owned());
     };
     let [x, scale, bias, mean, variance] =
         [x, scale, bias, mean, variance].map(|input| input.elements::<T>());
-    let [y, running_mean, running_variance, saved_mean, saved_inverse, ..] = &mut call.outputs;
+    let [
+        y,
+        running_mean,
+        running_variance,
+        saved_mean,
+        saved_inverse,
+        ..,
+    ] = &mut call.outputs;
     let Some(y) = y else {
         return Err("the output is missing".to_owned());
     };
@@ -80,8 +95,8 @@ where
                     else {
                         continue;
                     };
-                    let factor = scale[place].lane().wide()
-                        / (spread + f64::from(op.epsilon)).sqrt();
+                    let factor =
+                        scale[place].lane().wide() / (spread + f64::from(op.epsilon)).sqrt();
                     let x = &x[plane * spatial..(plane + 1) * spatial];
                     dispatch(affine::<T>, (x, y, average, factor, bias[place]));
                 }
@@ -148,7 +163,15 @@ pub(super) fn grad<T: Number>(op: &Batch, call: &mut Call<'_>) -> Result<(), Str
 where
     T::Lane: Float,
 {
-    let [Some(dy), Some(x), Some(scale), Some(mean), Some(inverse), ..] = &call.inputs else {
+    let [
+        Some(dy),
+        Some(x),
+        Some(scale),
+        Some(mean),
+        Some(inverse),
+        ..,
+    ] = &call.inputs
+    else {
         return Err("an operand is missing".to_owned());
     };
     let [dy, x, scale, mean, inverse] =
@@ -188,8 +211,7 @@ where
                 &|range, dx| {
                     for (plane, dx) in range.zip(dx.elements.chunks_exact_mut(spatial.max(1))) {
                         let place = plane % op.channels;
-                        let Some(&sums) = place.checked_sub(first).and_then(|c| sums.get(c))
-                        else {
+                        let Some(&sums) = place.checked_sub(first).and_then(|c| sums.get(c)) else {
                             continue;
                         };
                         let at = plane * spatial..(plane + 1) * spatial;

@@ -1,6 +1,6 @@
 //! Layer normalisation and its gradient: a row stays in the cache from its first reading to its writing.
 
-use super::{Rows, map2};
+use crate::cpu::in_place::{Read, map2};
 use crate::cpu::memory::Call;
 use crate::cpu::number::{Float, Lane, Number};
 use crate::cpu::reduce::Columns;
@@ -16,7 +16,8 @@ where
     T::Lane: Float,
 {
     let statistics = call.outputs[1].as_ref().or(call.outputs[2].as_ref());
-    let own = statistics.is_some_and(|s| Some(s.ty.data_type) == call.inputs[0].map(|x| x.ty.data_type));
+    let own =
+        statistics.is_some_and(|s| Some(s.ty.data_type) == call.inputs[0].map(|x| x.ty.data_type));
     if own {
         forward_with::<T, T>(op, call)
     } else {
@@ -29,7 +30,7 @@ where
     T::Lane: Float,
     S::Lane: Float,
 {
-    let x = Rows::<T>::of(&call.inputs[0])?;
+    let x = Read::<T>::of(&call.inputs[0])?;
     let (Some(scale), bias) = (&call.inputs[1], &call.inputs[2]) else {
         return Err("the scale is missing".to_owned());
     };
@@ -39,7 +40,8 @@ where
     };
     let written = (
         RowsMut::new(y.elements::<T>(), op.size),
-        mean.as_mut().map(|mean| RowsMut::new(mean.elements::<S>(), 1)),
+        mean.as_mut()
+            .map(|mean| RowsMut::new(mean.elements::<S>(), 1)),
         (inverse.as_mut()).map(|inverse| RowsMut::new(inverse.elements::<S>(), 1)),
     );
     let block = rows_per_block(op.size);
@@ -64,7 +66,7 @@ where
 /// Some rows, and what is written to them.
 struct Block<'a, T, S> {
     op: &'a Layer,
-    x: Rows<'a, T>,
+    x: Read<'a, T>,
     scale: &'a [T],
     bias: Option<&'a [T]>,
     first: usize,
@@ -159,7 +161,10 @@ where
     T::Lane: Float,
     S::Lane: Float,
 {
-    let read = (Rows::<T>::of(&call.inputs[0])?, Rows::<T>::of(&call.inputs[1])?);
+    let read = (
+        Read::<T>::of(&call.inputs[0])?,
+        Read::<T>::of(&call.inputs[1])?,
+    );
     let (Some(scale), Some(inverse)) = (&call.inputs[2], &call.inputs[4]) else {
         return Err("an operand is missing".to_owned());
     };
@@ -188,15 +193,19 @@ where
     );
     let bias_wanted = dbias.is_some();
     // A block of the outer loop is a whole one of the partial sums; the last one may be shorter.
-    blocks::<T>(0..columns.blocks(), written, &|block, dx, scales, biases| {
-        let start = block * columns.block;
-        let rows = start..(start + columns.block).min(op.rows);
-        let biases = if bias_wanted { biases } else { &mut [] };
-        dispatch(
-            grad_block::<T, S, INVERTED>,
-            (&given, rows, dx, scales, biases),
-        );
-    });
+    blocks::<T>(
+        0..columns.blocks(),
+        written,
+        &|block, dx, scales, biases| {
+            let start = block * columns.block;
+            let rows = start..(start + columns.block).min(op.rows);
+            let biases = if bias_wanted { biases } else { &mut [] };
+            dispatch(
+                grad_block::<T, S, INVERTED>,
+                (&given, rows, dx, scales, biases),
+            );
+        },
+    );
     for (output, partials) in [(dscale, scales), (dbias, biases)] {
         if let Some(output) = output {
             let totals = columns.join::<T::Lane, Sum>(partials);
@@ -209,11 +218,7 @@ where
 }
 
 /// Blocks of rows with their parts of dX and of the partial sums.
-type Written<'a, T> = (
-    Option<RowsMut<'a, T>>,
-    RowsMut<'a, f64>,
-    RowsMut<'a, f64>,
-);
+type Written<'a, T> = (Option<RowsMut<'a, T>>, RowsMut<'a, f64>, RowsMut<'a, f64>);
 
 /// Calls `run` for every block, on the threads of the pool.
 fn blocks<T: Number>(
@@ -230,7 +235,7 @@ fn blocks<T: Number>(
 /// What the gradient reads.
 struct Given<'a, T, S> {
     op: &'a Layer,
-    read: (Rows<'a, T>, Rows<'a, T>),
+    read: (Read<'a, T>, Read<'a, T>),
     scale: &'a [T],
     inverse: &'a [S],
     mean: Option<&'a [S]>,

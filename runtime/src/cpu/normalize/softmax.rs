@@ -1,6 +1,6 @@
 //! Softmax and its gradient: a row stays in the cache while it is read, summed and written.
 
-use super::{Rows, map2};
+use crate::cpu::in_place::{Read, map2};
 use crate::cpu::memory::Call;
 use crate::cpu::number::{Float, Lane, Number};
 use crate::cpu::rows::{self, RowsMut, dispatch, fold, fold_pairs, for_blocks, rows_per_block};
@@ -11,7 +11,7 @@ pub(super) fn forward<T: Number>(op: &Softmax, call: &mut Call<'_>) -> Result<()
 where
     T::Lane: Float,
 {
-    let x = Rows::<T>::of(&call.inputs[0])?;
+    let x = Read::<T>::of(&call.inputs[0])?;
     let Some(y) = &mut call.outputs[0] else {
         return Err("the output is missing".to_owned());
     };
@@ -30,7 +30,7 @@ where
 }
 
 #[inline(always)]
-fn forward_rows<T: Number>((op, x, first, y): (&Softmax, Rows<'_, T>, usize, &mut [T]))
+fn forward_rows<T: Number>((op, x, first, y): (&Softmax, Read<'_, T>, usize, &mut [T]))
 where
     T::Lane: Float,
 {
@@ -77,7 +77,7 @@ where
 const TILE: usize = 32;
 
 #[inline(always)]
-fn forward_columns<T: Number>((op, x, first, y): (&Softmax, Rows<'_, T>, usize, &mut [T]))
+fn forward_columns<T: Number>((op, x, first, y): (&Softmax, Read<'_, T>, usize, &mut [T]))
 where
     T::Lane: Float,
 {
@@ -147,8 +147,8 @@ pub(super) fn grad<T: Number>(op: &Softmax, call: &mut Call<'_>) -> Result<(), S
 where
     T::Lane: Float,
 {
-    let dy = Rows::<T>::of(&call.inputs[0])?;
-    let y = Rows::<T>::of(&call.inputs[1])?;
+    let dy = Read::<T>::of(&call.inputs[0])?;
+    let y = Read::<T>::of(&call.inputs[1])?;
     let Some(dx) = &mut call.outputs[0] else {
         return Err("the output is missing".to_owned());
     };
@@ -164,7 +164,7 @@ where
 /// dX = Y (dY - Σ dY Y), or for logarithms dY - e^Y Σ dY.
 #[inline(always)]
 fn grad_matrices<T: Number>(
-    (op, (dy, y), first, dx): (&Softmax, (Rows<'_, T>, Rows<'_, T>), usize, &mut [T]),
+    (op, (dy, y), first, dx): (&Softmax, (Read<'_, T>, Read<'_, T>), usize, &mut [T]),
 ) where
     T::Lane: Float,
 {
