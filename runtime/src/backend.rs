@@ -44,6 +44,9 @@ pub trait Executable: Send {
     /// Copies bytes into a buffer of the selected plan.
     fn write(&mut self, buffer: BufferId, bytes: &[u8]);
 
+    /// Has a buffer of the selected plan filled by its caller.
+    fn fill(&mut self, buffer: BufferId, write: &mut dyn FnMut(&mut [u8]));
+
     /// Copies a buffer's bytes out.
     fn read(&self, buffer: BufferId, bytes: &mut [u8]);
 

@@ -15,3 +15,4 @@ pub mod program;
 pub mod random;
 pub mod session;
 pub mod tensor;
+pub mod training;

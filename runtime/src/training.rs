@@ -200,7 +200,9 @@ pub fn wire(
             refusal: Refusal(what.to_owned()),
         };
         let Some(weight) = at(&program, parameter.input) else {
-            return Err(missing("the parameter is trained, and no operation reads it"));
+            return Err(missing(
+                "the parameter is trained, and no operation reads it",
+            ));
         };
         // Of an accumulator, what it adds; its buffer is ours to give.
         let gradient = match parameter.buffer.and_then(|buffer| at(&program, buffer)) {
@@ -268,7 +270,10 @@ fn fresh(program: &mut Program, gradient: TensorId, parameter: &str) -> TensorId
     let root = program.root(gradient);
     let own = matches!(program.value(root).source, Source::Computed)
         && program.ty(root).elements() == program.ty(gradient).elements()
-        && !program.trained.iter().any(|t| program.root(t.gradient) == root);
+        && !program
+            .trained
+            .iter()
+            .any(|t| program.root(t.gradient) == root);
     if own {
         return gradient;
     }
@@ -280,18 +285,13 @@ fn fresh(program: &mut Program, gradient: TensorId, parameter: &str) -> TensorId
 }
 
 /// The sum of gradients over several steps, in a buffer that stays.
-fn summed(
-    program: &mut Program,
-    gradient: TensorId,
-    flag: TensorId,
-    parameter: &str,
-) -> TensorId {
+fn summed(program: &mut Program, gradient: TensorId, flag: TensorId, parameter: &str) -> TensorId {
     let ty = program.ty(gradient).clone();
     let name = format!("{parameter}/gradient");
     let buffer = program.add(name.clone(), ty.clone(), Source::Kept(Region::Gradients));
     let sum = program.add(name, ty, Source::Update(buffer));
     program.operations.push(Operation {
-        op: Op::Accumulate(Accumulate::default()),
+        op: Op::Accumulate(crate::ops::accumulate::stub()),
         inputs: vec![Some(buffer), Some(gradient), Some(flag)],
         outputs: vec![Some(sum)],
         node: parameter.to_owned(),
@@ -322,7 +322,10 @@ fn carry(
             Some(true) => Region::Parameters,
             _ => Region::Optimizer,
         };
-        let (from, name) = (outputs[output], graph.value(graph.inputs()[input]).name.clone());
+        let (from, name) = (
+            outputs[output],
+            graph.value(graph.inputs()[input]).name.clone(),
+        );
         let (old, new) = (program.ty(into).clone(), program.ty(from).clone());
         if old != new {
             return Err(LowerError::Value {

@@ -15,6 +15,7 @@ pub mod movement;
 pub mod normalize;
 pub(crate) mod number;
 mod prepared;
+pub mod product;
 pub mod random;
 pub mod recurrent;
 pub mod reduce;

@@ -92,9 +92,13 @@ impl Executable for Prepared<'_> {
     }
 
     fn write(&mut self, buffer: BufferId, bytes: &[u8]) {
+        self.fill(buffer, &mut |place| place.copy_from_slice(bytes));
+    }
+
+    fn fill(&mut self, buffer: BufferId, write: &mut dyn FnMut(&mut [u8])) {
         let buffer = self.plan().buffer(buffer);
         let (start, end) = (buffer.offset, buffer.offset + buffer.bytes);
-        self.memory.bytes_mut()[start..end].copy_from_slice(bytes);
+        write(&mut self.memory.bytes_mut()[start..end]);
         self.touch(start, end);
     }
 
