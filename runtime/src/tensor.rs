@@ -78,3 +78,65 @@ pub fn byte_length(data_type: DataType, shape: &[usize]) -> Option<usize> {
     let most = most.filter(|&bytes| isize::try_from(bytes).is_ok())?;
     Some(if shape.contains(&0) { 0 } else { most })
 }
+
+/// The type and the dimensions of a tensor, all of them numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorType {
+    /// The type of the elements.
+    pub data_type: DataType,
+    /// The dimensions.
+    pub shape: Vec<usize>,
+}
+
+impl TensorType {
+    /// A type from its parts.
+    pub fn new(data_type: DataType, shape: impl Into<Vec<usize>>) -> Self {
+        TensorType {
+            data_type,
+            shape: shape.into(),
+        }
+    }
+
+    /// The number of elements; [`TensorType::bytes`] was checked when the type was made.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The bytes of the elements, `None` where the product does not fit or the elements are not whole
+    /// bytes.
+    pub fn checked_bytes(&self) -> Option<usize> {
+        let bits = usize::try_from(self.data_type.bits()?).ok()?;
+        let elements = (self.shape.iter()).try_fold(1usize, |n, &d| n.checked_mul(d))?;
+        (bits % 8 == 0).then(|| elements.checked_mul(bits / 8))?
+    }
+
+    /// The bytes of the elements; 0 for a type that [`TensorType::checked_bytes`] refuses, which no
+    /// program holds.
+    pub fn bytes(&self) -> usize {
+        self.checked_bytes().unwrap_or(0)
+    }
+
+    /// The dimension at an axis, counted from the end where negative.
+    pub fn axis(&self, axis: i64) -> Option<usize> {
+        let rank = i64::try_from(self.shape.len()).ok()?;
+        let axis = if axis < 0 { axis + rank } else { axis };
+        (0..rank).contains(&axis).then_some(axis as usize)
+    }
+
+    /// Row-major strides in elements.
+    pub fn strides(&self) -> Vec<usize> {
+        let mut strides = vec![1; self.shape.len()];
+        for axis in (1..self.shape.len()).rev() {
+            strides[axis - 1] = strides[axis] * self.shape[axis];
+        }
+        strides
+    }
+}
+
+impl std::fmt::Display for TensorType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let dims: Vec<String> = self.shape.iter().map(usize::to_string).collect();
+        let name = velora_graph::text::element_type_name(self.data_type.0);
+        write!(f, "{}[{}]", name.unwrap_or("?"), dims.join(","))
+    }
+}
