@@ -143,7 +143,8 @@ class Onnx:
 
     def found(self):
         loss, *_ = self.outputs.values()
-        gradients = {n.removesuffix(BUFFER).removeprefix("model."): g for n, g in self.inputs.items() if n.endswith(BUFFER)}
+        gradients = {n.removesuffix(BUFFER).removeprefix("model."): g
+                     for n, g in self.inputs.items() if n.endswith(BUFFER)}
         gradients |= {n.removeprefix("grad."): g for n, g in self.outputs.items() if n.startswith("grad.")}
         return float(loss.numpy()), {name: g.numpy() for name, g in gradients.items()}
 

@@ -193,8 +193,9 @@ def main():
     cli.add_argument("--python", help="Python with PyTorch and stock ONNX Runtime")
     cli.add_argument("--training-python", help="Python with onnxruntime-training")
     cli.add_argument("--ours", default=OURS if STEP_TIME.exists() else None, metavar="TEMPLATE",
-                     help="command that measures us; {model}, {dims}, {threads}, {steps}, {params} and "
-                          f"{{data}} are filled in; {{dims}} is a word of its own (default, once it is built: {OURS.replace(str(ROOT), '.')})")
+                     help="command that measures us; {model}, {dims} (a word of its own), {threads}, {steps}, {params} "
+                          "and {data} are filled in (default, once it is built: "
+                          + OURS.replace(str(ROOT), ".") + ")")
     cli.add_argument("--velora", default=str(ROOT / "target/release/velora-opt"), help="makes the rewritten graphs")
     cli.add_argument("--batch", type=int, default=16)
     cli.add_argument("--seq", type=int, default=128, help="at most 128")
