@@ -56,7 +56,7 @@ impl Columns {
             let start = blocks.start * block;
             let rows = block.min(self.rows.saturating_sub(start));
             let x = &x[start * width..(start + rows) * width];
-            dispatch(columns::<T, S>, (x, rows, width, written.elements));
+            dispatch::<T, _, _>(columns::<T, S>, (x, rows, width, written.elements));
         });
         self.join::<T::Lane, S>(partials)
     }
@@ -115,7 +115,7 @@ pub fn execute(op: &Reduce, _context: &StepContext, call: Call<'_>) -> Result<()
     };
     with_type!(input.ty.data_type, T in [
         FLOAT = f32, DOUBLE = f64, FLOAT16 = half::f16, BFLOAT16 = half::bf16, INT64 = i64,
-        INT32 = i32, INT8 = i8, UINT8 = u8, BOOL = u8, INT16 = i16, UINT16 = u16, UINT32 = u32
+        INT32 = i32, INT8 = i8, UINT8 = u8, BOOL = u8
     ] => typed::<T>(op, call))
 }
 
@@ -204,7 +204,7 @@ fn fold<T: Number, S: Step<T::Lane>>(
             let block = rows::rows_per_block(size);
             for_blocks(0..y.len(), block, RowsMut::new(y, 1), &|rows, y| {
                 let x = &x[rows.start * size..rows.end * size];
-                dispatch(fold_rows::<T, S>, (kind, size, x, y.elements));
+                dispatch::<T, _, _>(fold_rows::<T, S>, (kind, size, x, y.elements));
             });
         }
         Form::Columns { outer: 1, columns } => {
@@ -225,7 +225,7 @@ fn fold<T: Number, S: Step<T::Lane>>(
                         let mut totals = [S::start().wide(); STACK_TILE];
                         let totals = &mut totals[..y.len()];
                         let x = x.get(tile * STACK_TILE..).unwrap_or(&[]);
-                        dispatch(columns_of::<T, S>, (x, rows, width, &mut *totals));
+                        dispatch::<T, _, _>(columns_of::<T, S>, (x, rows, width, &mut *totals));
                         for (y, &total) in y.iter_mut().zip(&*totals) {
                             *y = finish::<T>(kind, total, rows);
                         }
@@ -241,7 +241,7 @@ fn fold<T: Number, S: Step<T::Lane>>(
                     let mut total = S::start().wide();
                     walk.runs(place, |start, length, step| {
                         let part = if step == 1 {
-                            dispatch(rows::fold::<T, S>, &x[start..start + length])
+                            dispatch::<T, _, _>(rows::fold::<T, S>, &x[start..start + length])
                         } else {
                             let elements = (0..length).map(|i| x[start + i * step].lane());
                             elements.fold(S::start(), S::step).wide()

@@ -58,7 +58,7 @@ where
             mean,
             inverse,
         };
-        dispatch(forward_rows::<T, S>, rows);
+        dispatch::<T, _, _>(forward_rows::<T, S>, rows);
     });
     Ok(())
 }
@@ -200,7 +200,7 @@ where
             let start = block * columns.block;
             let rows = start..(start + columns.block).min(op.rows);
             let biases = if bias_wanted { biases } else { &mut [] };
-            dispatch(
+            dispatch::<T, _, _>(
                 grad_block::<T, S, INVERTED>,
                 (&given, rows, dx, scales, biases),
             );
