@@ -11,4 +11,5 @@ pub mod lower;
 pub mod ops;
 pub mod plan;
 pub mod program;
+pub mod random;
 pub mod tensor;
