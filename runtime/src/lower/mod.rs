@@ -7,6 +7,7 @@
 pub mod constants;
 
 use crate::ops::{Op, family};
+use crate::plan::Region;
 use crate::program::{Operation, Program, Source, TensorId};
 use crate::tensor::{Tensor, TensorType};
 use std::collections::BTreeMap;
@@ -68,6 +69,8 @@ pub struct Request<'a> {
     pub partition: Option<&'a Partition>,
     /// The folder that external data lies in.
     pub folder: Option<&'a Path>,
+    /// Whether the program evaluates a trained model: what is random in training is left out.
+    pub evaluation: bool,
 }
 
 /// Makes the program of a model.
@@ -135,10 +138,11 @@ pub fn lower(model: &Model, request: &Request<'_>) -> Result<Program, LowerError
     }
     let mut program = lowering.program;
     program.drop_dead();
-    let inputs: Vec<TensorId> = (graph.inputs().iter())
-        .filter_map(|input| lowering.known[input.index()])
+    program.inputs = (graph.inputs().iter())
+        .map(|input| lowering.known[input.index()])
         .collect();
-    program.inputs = program.keep_read(&inputs);
+    program.input_regions = vec![Region::Inputs; program.inputs.len()];
+    program.drop_unread_inputs();
     Ok(program)
 }
 
@@ -160,6 +164,11 @@ impl Lowering<'_> {
     /// The version of a domain's operator set that the model imports; 1 where it imports none.
     pub fn opset(&self, domain: &str) -> i64 {
         self.model.opset(domain).unwrap_or(1)
+    }
+
+    /// Whether the program evaluates a trained model, see [`Request::evaluation`].
+    pub fn evaluation(&self) -> bool {
+        self.request.evaluation
     }
 
     /// The type of a value of the graph.

@@ -225,7 +225,19 @@ fn product(
             }
         }
     }
-    let [steps_a, steps_b] = steps;
+    let [mut steps_a, mut steps_b] = steps;
+    let mut m = m;
+    // Matrices that share the right operand and lie behind each other are the rows of one.
+    while let (Some(&size), Some(&step_a), Some(0)) = (batch.last(), steps_a.last(), steps_b.last())
+    {
+        if size != 1 && step_a != m * a.strides[ra - 2] {
+            break;
+        }
+        m *= size;
+        batch.pop();
+        steps_a.pop();
+        steps_b.pop();
+    }
     let op = MatMul {
         batch,
         m,
