@@ -12,13 +12,14 @@ use velora_runtime::backend::{Backend, StepContext};
 use velora_runtime::cpu::Cpu;
 use velora_runtime::evaluate::{EvaluateError, evaluate};
 use velora_runtime::lower::{Request, lower};
-use velora_runtime::plan::{Interface, build};
+use velora_runtime::plan::build;
 use velora_runtime::tensor::Tensor;
 
 const REQUEST: fn(&BTreeMap<std::sync::Arc<str>, i64>) -> Request<'_> = |sizes| Request {
     sizes,
     partition: None,
     folder: None,
+    evaluation: false,
 };
 
 fn parse(body: &str) -> Model {
@@ -46,13 +47,12 @@ fn steps(body: &str, threads: usize, contexts: &[StepContext], input: &Tensor) -
     let model = parse(body);
     let program = lower(&model, &REQUEST(&BTreeMap::new())).unwrap();
     let cpu = Cpu::new(threads).unwrap();
-    let interface = Interface::plain(model.graph.inputs().len(), model.graph.outputs().len());
-    let plan = build(&program, &interface, &cpu).unwrap();
-    let mut executable = cpu.prepare(plan).unwrap();
+    let plan = build(&program, &cpu).unwrap();
+    let mut executable = cpu.prepare(vec![plan]).unwrap();
     let place = executable.plan().inputs[0].clone().unwrap();
     executable.write(place.buffer, &input.bytes);
     for context in contexts {
-        executable.run(context).unwrap();
+        executable.run(context, None).unwrap();
     }
     let outputs = executable.plan().outputs.clone();
     (outputs.into_iter())
