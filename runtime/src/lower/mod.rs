@@ -8,7 +8,7 @@ pub mod constants;
 
 use crate::ops::{Op, family};
 use crate::plan::Region;
-use crate::program::{Operation, Program, Source, TensorId};
+use crate::program::{Operation, Program, Source, TensorId, Value};
 use crate::tensor::{Tensor, TensorType};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -384,6 +384,11 @@ impl Lowering<'_> {
     /// The type of a tensor.
     pub fn ty(&self, id: TensorId) -> TensorType {
         self.program.ty(id).clone()
+    }
+
+    /// What is known of a tensor.
+    pub fn value(&self, id: TensorId) -> &Value {
+        self.program.value(id)
     }
 
     /// Whether somebody wants an output of a node.
