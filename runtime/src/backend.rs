@@ -1,14 +1,19 @@
 //! What executes a plan.
 
 use crate::ops::Op;
-use crate::plan::{BufferId, Plan};
+use crate::plan::{BufferId, Plan, Step};
+use crate::session::optimizer::{Optimizer, Step as OptimizerStep};
 use crate::tensor::TensorType;
+use std::time::Instant;
 use thiserror::Error;
 
 /// A device and its kernels.
-pub trait Backend {
+pub trait Backend: Sync {
     /// The device in words, for reports.
     fn name(&self) -> String;
+
+    /// Does some work on a thread of the device's own, where executions start without a hand-over.
+    fn enter(&self, work: &mut (dyn FnMut() + Send));
 
     /// Bytes of scratch that the kernel of an operation needs, whatever the data.
     fn workspace(
@@ -18,29 +23,67 @@ pub trait Backend {
         outputs: &[Option<&TensorType>],
     ) -> usize;
 
-    /// Allocates the plan's block and puts the constants in place.
+    /// Allocates one block for some plans of one model, and selects the first.
+    ///
+    /// The plans differ in batch size or purpose; their parameters, gradients and optimiser state lie in
+    /// the same places ([`Plan::persistent`]), and stay when another plan is selected.
     ///
     /// # Errors
-    /// [`Fault`] where the device lacks the memory.
-    fn prepare(&self, plan: Plan) -> Result<Box<dyn Executable + '_>, Fault>;
+    /// [`Fault`] where the device lacks the memory, or the plans have different persistent parts.
+    fn prepare(&self, plans: Vec<Plan>) -> Result<Box<dyn Executable + '_>, Fault>;
 }
 
-/// A plan on a device.
-pub trait Executable {
-    /// The plan.
+/// Some plans of one model on a device.
+pub trait Executable: Send {
+    /// The selected plan.
     fn plan(&self) -> &Plan;
 
-    /// Copies bytes into a buffer.
+    /// Selects another plan by its number, and puts its constants in place.
+    fn select(&mut self, number: usize);
+
+    /// Copies bytes into a buffer of the selected plan.
     fn write(&mut self, buffer: BufferId, bytes: &[u8]);
+
+    /// Has a buffer of the selected plan filled by its caller.
+    fn fill(&mut self, buffer: BufferId, write: &mut dyn FnMut(&mut [u8]));
 
     /// Copies a buffer's bytes out.
     fn read(&self, buffer: BufferId, bytes: &mut [u8]);
 
-    /// Executes all steps.
+    /// Executes all steps of the selected plan.
     ///
     /// # Errors
     /// [`Fault`] where data does not fit an operation.
-    fn run(&mut self, context: &StepContext) -> Result<(), Fault>;
+    fn run(
+        &mut self,
+        context: &StepContext,
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<(), Fault>;
+
+    /// The root of the sum of the squares of all gradients.
+    fn gradient_norm(&self) -> f64;
+
+    /// Updates all trained parameters from their gradients.
+    ///
+    /// # Errors
+    /// [`Fault`] where the plan was made for another optimiser.
+    fn update(&mut self, optimizer: &Optimizer, step: &OptimizerStep) -> Result<(), Fault>;
+
+    /// The most bytes of each region that executions have touched so far, in the order of
+    /// [`crate::plan::Region::ALL`]: counted, not planned.
+    fn touched(&self) -> [usize; 6];
+}
+
+/// What watches an execution, step by step.
+pub trait Observer: Send {
+    /// A step has finished: its number, when it began and ended, and what it wrote.
+    fn finished(
+        &mut self,
+        number: usize,
+        step: &Step,
+        times: (Instant, Instant),
+        written: &mut dyn Iterator<Item = (usize, &[u8])>,
+    );
 }
 
 /// What changes from step to step without being a tensor.
@@ -65,6 +108,9 @@ pub enum Fault {
         /// What is wrong.
         message: String,
     },
+    /// Plans that do not belong together.
+    #[error("the plans' parameters lie in different places")]
+    Plans,
     /// The device has less memory than the plan takes.
     #[error("the plan takes {bytes} bytes, which {device} cannot give")]
     Memory {

@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Fault, StepContext};
 use crate::lower::{LowerError, Request, lower};
-use crate::plan::{Interface, PlanError, build};
+use crate::plan::{PlanError, build};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -46,9 +46,8 @@ pub fn evaluate(
 ) -> Result<Vec<Tensor>, EvaluateError> {
     let graph = &model.graph;
     let program = lower(model, request)?;
-    let interface = Interface::plain(graph.inputs().len(), graph.outputs().len());
-    let plan = build(&program, &interface, backend)?;
-    let mut executable = backend.prepare(plan)?;
+    let plan = build(&program, backend)?;
+    let mut executable = backend.prepare(vec![plan])?;
     for (position, &value) in graph.inputs().iter().enumerate() {
         let Some(operand) = executable.plan().inputs[position].clone() else {
             continue;
@@ -73,7 +72,7 @@ pub fn evaluate(
             }
         }
     }
-    executable.run(&StepContext::default())?;
+    executable.run(&StepContext::default(), None)?;
     let outputs = executable.plan().outputs.clone();
     Ok((outputs.into_iter())
         .map(|operand| {

@@ -4,6 +4,7 @@
 //! operations are dropped. [`crate::lower`] makes it; [`crate::plan`] places it.
 
 use crate::ops::Op;
+use crate::plan::Region;
 use crate::tensor::{Tensor, TensorType};
 
 /// A tensor of a [`Program`].
@@ -26,6 +27,8 @@ pub enum Source {
     Constant(Tensor),
     /// Written by an operation.
     Computed,
+    /// Stays from step to step in a region, and no input of the graph names it.
+    Kept(Region),
     /// The same bytes as another tensor, perhaps in another shape.
     View(TensorId),
     /// Written by an operation over the bytes of another tensor, which it also reads.
@@ -67,8 +70,26 @@ pub struct Program {
     pub operations: Vec<Operation>,
     /// The tensors of the graph's inputs, in the file's order; `None` where nothing reads it.
     pub inputs: Vec<Option<TensorId>>,
-    /// The tensors of the graph's outputs, in the file's order.
+    /// By input of the graph: the region that it lies in.
+    pub input_regions: Vec<Region>,
+    /// The tensors to be read back after a step: of a plain program the graph's outputs, in the file's
+    /// order.
     pub outputs: Vec<TensorId>,
+    /// The parameters that an optimiser outside the graph trains.
+    pub trained: Vec<Trained>,
+    /// New values written over inputs that the graph updates itself.
+    pub carried: Vec<TensorId>,
+}
+
+/// A trained parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trained {
+    /// The weight.
+    pub parameter: TensorId,
+    /// Its gradient.
+    pub gradient: TensorId,
+    /// What the optimiser keeps for it.
+    pub state: Vec<TensorId>,
 }
 
 impl Program {
@@ -112,14 +133,21 @@ impl Program {
         producers
     }
 
-    /// Drops operations that no output needs.
+    /// What a step is for: the outputs, the gradients, and what the graph updates.
+    pub fn wanted(&self) -> impl Iterator<Item = TensorId> {
+        let gradients = self.trained.iter().map(|trained| trained.gradient);
+        let outputs = self.outputs.iter().chain(&self.carried).copied();
+        outputs.chain(gradients)
+    }
+
+    /// Drops operations that nothing wanted needs.
     ///
     /// Outputs of the operations kept that nobody reads stay: an operator has them all.
     pub fn drop_dead(&mut self) {
         let producers = self.producers();
         let mut live = vec![false; self.operations.len()];
         let mut seen = vec![false; self.values.len()];
-        let mut pending: Vec<TensorId> = self.outputs.clone();
+        let mut pending: Vec<TensorId> = self.wanted().collect();
         while let Some(id) = pending.pop() {
             if std::mem::replace(&mut seen[id.index()], true) {
                 continue;
@@ -140,18 +168,16 @@ impl Program {
         });
     }
 
-    /// Of some tensors, those whose bytes an operation reads or an output hands on.
-    pub fn keep_read(&self, ids: &[TensorId]) -> Vec<Option<TensorId>> {
+    /// Forgets inputs that nothing reads, unless they stay from step to step: another program of the
+    /// same model may read those.
+    pub fn drop_unread_inputs(&mut self) {
         let mut read = vec![false; self.values.len()];
-        let operands = self
-            .operations
-            .iter()
-            .flat_map(|op| op.inputs.iter().flatten());
-        for &id in operands.chain(&self.outputs) {
+        let operands = (self.operations.iter()).flat_map(|op| op.inputs.iter().flatten());
+        for id in operands.copied().chain(self.wanted()) {
             read[self.root(id).index()] = true;
         }
-        ids.iter()
-            .map(|&id| read[id.index()].then_some(id))
-            .collect()
+        for (input, region) in self.inputs.iter_mut().zip(&self.input_regions) {
+            *input = input.filter(|id| *region != Region::Inputs || read[id.index()]);
+        }
     }
 }

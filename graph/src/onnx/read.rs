@@ -18,7 +18,7 @@ use super::schema::ModelProto;
 mod external;
 mod wire;
 
-pub use external::check_external_data;
+pub use external::{check_external_data, map_external_data};
 use wire::{Fault, Walk};
 
 /// What to do with fields that the schema does not describe.

@@ -98,6 +98,11 @@ impl Cut {
         }
     }
 
+    /// The spans of the block that the step touches.
+    pub fn spans(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.pieces.iter().map(|&(start, end, _)| (start, end))
+    }
+
     /// Borrows the operands of a step.
     pub fn call<'m>(&self, step: &'m Step, memory: &'m mut [u8]) -> Call<'m> {
         let mut shared: [&'m [u8]; 2 * MAX_OPERANDS + 1] = [&[]; 2 * MAX_OPERANDS + 1];

@@ -4,6 +4,7 @@
 
 pub mod accumulate;
 pub mod elementwise;
+pub mod gemm;
 pub mod index;
 pub mod loss;
 pub mod math;
@@ -11,6 +12,7 @@ pub mod matmul;
 pub mod memory;
 pub mod movement;
 pub mod normalize;
+mod prepared;
 pub mod random;
 pub mod recurrent;
 pub mod reduce;
@@ -19,9 +21,9 @@ pub mod window;
 
 use crate::backend::{Backend, Executable, Fault, StepContext};
 use crate::ops::Op;
-use crate::plan::{BufferId, Plan};
+use crate::plan::Plan;
 use crate::tensor::TensorType;
-use memory::{Call, Cut, Memory};
+use memory::Call;
 
 /// The CPU and its threads.
 pub struct Cpu {
@@ -51,6 +53,10 @@ impl Backend for Cpu {
         format!("cpu, {} threads", self.pool.current_num_threads())
     }
 
+    fn enter(&self, work: &mut (dyn FnMut() + Send)) {
+        self.pool.install(work);
+    }
+
     fn workspace(
         &self,
         op: &Op,
@@ -76,70 +82,8 @@ impl Backend for Cpu {
         }
     }
 
-    fn prepare(&self, plan: Plan) -> Result<Box<dyn Executable + '_>, Fault> {
-        let memory = Memory::new(plan.total()).ok_or_else(|| Fault::Memory {
-            bytes: plan.total(),
-            device: self.name(),
-        })?;
-        let cuts = plan.steps.iter().map(|step| Cut::new(&plan, step));
-        let mut prepared = Prepared {
-            cuts: cuts.collect(),
-            cpu: self,
-            memory,
-            plan,
-        };
-        for (operand, tensor) in std::mem::take(&mut prepared.plan.constants) {
-            prepared.write(operand.buffer, &tensor.bytes);
-        }
-        Ok(Box::new(prepared))
-    }
-}
-
-/// A plan with its memory.
-struct Prepared<'c> {
-    cpu: &'c Cpu,
-    plan: Plan,
-    cuts: Vec<Cut>,
-    memory: Memory,
-}
-
-impl Executable for Prepared<'_> {
-    fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
-    fn write(&mut self, buffer: BufferId, bytes: &[u8]) {
-        let buffer = self.plan.buffer(buffer);
-        let start = buffer.offset;
-        self.memory.bytes_mut()[start..start + buffer.bytes].copy_from_slice(bytes);
-    }
-
-    fn read(&self, buffer: BufferId, bytes: &mut [u8]) {
-        let buffer = self.plan.buffer(buffer);
-        let start = buffer.offset;
-        bytes.copy_from_slice(&self.memory.bytes()[start..start + buffer.bytes]);
-    }
-
-    fn run(&mut self, context: &StepContext) -> Result<(), Fault> {
-        let Prepared {
-            cpu,
-            plan,
-            cuts,
-            memory,
-        } = self;
-        let memory = memory.bytes_mut();
-        cpu.pool.install(|| {
-            for (step, cut) in plan.steps.iter().zip(cuts.iter()) {
-                execute(&step.op, cut.call(step, memory), context).map_err(|message| {
-                    Fault::Data {
-                        node: step.node.clone(),
-                        op: step.op.name(),
-                        message,
-                    }
-                })?;
-            }
-            Ok(())
-        })
+    fn prepare(&self, plans: Vec<Plan>) -> Result<Box<dyn Executable + '_>, Fault> {
+        Ok(Box::new(prepared::Prepared::new(self, plans)?))
     }
 }
 

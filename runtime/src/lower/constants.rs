@@ -5,7 +5,9 @@ use crate::tensor::{Tensor, TensorType};
 use bytes::Bytes;
 use half::{bf16, f16};
 use std::path::Path;
+use velora_graph::onnx::read::map_external_data;
 use velora_graph::onnx::schema::TensorProto;
+use velora_graph::onnx::schema::tensor_proto::DataLocation;
 use velora_graph::shapes::DataType;
 
 /// A tensor of given integers in a type that shapes are computed in; `None` for other types.
@@ -68,10 +70,6 @@ pub fn scalar(data_type: DataType, number: f64) -> Result<Tensor, Refusal> {
 /// [`Refusal`] where its data is elsewhere, or does not fit its type.
 pub fn from_proto(proto: &TensorProto, folder: Option<&Path>) -> Result<Tensor, Refusal> {
     let name = proto.name();
-    let _ = folder;
-    if proto.data_location.unwrap_or(0) == 1 {
-        return Err(Refusal(format!("'{name}' lies in an external file")));
-    }
     let mut shape = Vec::with_capacity(proto.dims.len());
     for &dim in &proto.dims {
         let dim = usize::try_from(dim);
@@ -83,7 +81,14 @@ pub fn from_proto(proto: &TensorProto, folder: Option<&Path>) -> Result<Tensor, 
             "'{name}' is {ty}, which the runtime cannot hold"
         )));
     };
-    let bytes: Bytes = if let Some(raw) = &proto.raw_data {
+    let bytes: Bytes = if proto.data_location == Some(DataLocation::External as i32) {
+        let Some(folder) = folder else {
+            return Err(Refusal(format!(
+                "the data of '{name}' lies in an external file, and the model in none"
+            )));
+        };
+        map_external_data(proto, folder).map_err(|error| Refusal(error.to_string()))?
+    } else if let Some(raw) = &proto.raw_data {
         raw.clone()
     } else {
         match ty.data_type {

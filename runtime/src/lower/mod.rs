@@ -7,6 +7,7 @@
 pub mod constants;
 
 use crate::ops::{Op, family};
+use crate::plan::Region;
 use crate::program::{Operation, Program, Source, TensorId, Value};
 use crate::tensor::{Tensor, TensorType};
 use std::collections::BTreeMap;
@@ -67,6 +68,8 @@ pub struct Request<'a> {
     pub partition: Option<&'a Partition>,
     /// The folder that external data lies in.
     pub folder: Option<&'a Path>,
+    /// Whether the program evaluates a trained model: what is random in training is left out.
+    pub evaluation: bool,
 }
 
 /// Makes the program of a model.
@@ -134,10 +137,11 @@ pub fn lower(model: &Model, request: &Request<'_>) -> Result<Program, LowerError
     }
     let mut program = lowering.program;
     program.drop_dead();
-    let inputs: Vec<TensorId> = (graph.inputs().iter())
-        .filter_map(|input| lowering.known[input.index()])
+    program.inputs = (graph.inputs().iter())
+        .map(|input| lowering.known[input.index()])
         .collect();
-    program.inputs = program.keep_read(&inputs);
+    program.input_regions = vec![Region::Inputs; program.inputs.len()];
+    program.drop_unread_inputs();
     Ok(program)
 }
 
@@ -159,6 +163,11 @@ impl Lowering<'_> {
     /// The version of a domain's operator set that the model imports; 1 where it imports none.
     pub fn opset(&self, domain: &str) -> i64 {
         self.model.opset(domain).unwrap_or(1)
+    }
+
+    /// Whether the program evaluates a trained model, see [`Request::evaluation`].
+    pub fn evaluation(&self) -> bool {
+        self.request.evaluation
     }
 
     /// The type of a value of the graph.
@@ -265,6 +274,53 @@ impl Lowering<'_> {
     ) -> Result<Option<TensorId>, Refusal> {
         let value = node.inputs.get(slot).copied().flatten();
         value.map(|value| self.tensor(value)).transpose()
+    }
+
+    /// Where a `Transpose` makes the tensor that a node reads at a place: what it transposes, and by
+    /// which permutation (axis `i` of the result is axis `permutation[i]` of the source).
+    ///
+    /// # Errors
+    /// [`Refusal`] where the source has no value.
+    pub fn transposed_input(
+        &mut self,
+        node: &Node,
+        slot: usize,
+    ) -> Result<Option<(TensorId, Vec<usize>)>, Refusal> {
+        let graph = &self.model.graph;
+        let value = node.inputs.get(slot).copied().flatten();
+        let Some(producer) = value.and_then(|value| graph.producer(value)) else {
+            return Ok(None);
+        };
+        let producer = graph.node(producer);
+        if (producer.domain(), producer.op()) != ("", "Transpose") {
+            return Ok(None);
+        }
+        let tensor = self.input(producer, 0)?;
+        let permutation = self.permutation(producer, tensor)?;
+        Ok(Some((tensor, permutation)))
+    }
+
+    /// The permutation of a `Transpose`.
+    ///
+    /// # Errors
+    /// [`Refusal`] where `perm` is no permutation of the axes.
+    pub fn permutation(&self, node: &Node, source: TensorId) -> Result<Vec<usize>, Refusal> {
+        let rank = self.program.ty(source).shape.len();
+        let Some(perm) = node.ints("perm") else {
+            return Ok((0..rank).rev().collect());
+        };
+        let axes: Option<Vec<usize>> = { perm.iter() }
+            .map(|&axis| self.program.ty(source).axis(axis))
+            .collect();
+        let axes = axes.unwrap_or_default();
+        let mut sorted = axes.clone();
+        sorted.sort_unstable();
+        if sorted != (0..rank).collect::<Vec<_>>() {
+            return Err(Refusal(format!(
+                "perm {perm:?} is no permutation of {rank} axes"
+            )));
+        }
+        Ok(axes)
     }
 
     /// The integers of an operand that must be known when the plan is made, `None` where it is absent.

@@ -29,3 +29,6 @@ impl Accumulate {
 fn lower(_lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Refusal> {
     Err(Refusal(format!("{} has no lowering", node.op())))
 }
+pub fn stub() -> Accumulate {
+    unreachable!()
+}

@@ -17,16 +17,16 @@ pub const FAMILY: Family = Family {
     lower,
 };
 
-/// `C[b] = alpha · A[b] · B[b] (+ bias)` over all batches `b`; C is dense and row-major.
+/// `Y[b] = alpha · A[b] · B[b] + beta · C` over all batches `b`; Y is dense and row-major.
 ///
-/// Inputs: A, B, and optionally a bias of n elements that is added to every row.
+/// Inputs: A, B, and C where [`MatMul::addend`] says how it is read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MatMul {
     /// The sizes of the batch dimensions.
     pub batch: Vec<usize>,
-    /// Rows of A and C.
+    /// Rows of A and Y.
     pub m: usize,
-    /// Columns of B and C.
+    /// Columns of B and Y.
     pub n: usize,
     /// Columns of A, rows of B.
     pub k: usize,
@@ -34,8 +34,21 @@ pub struct MatMul {
     pub a: Access,
     /// How B is read.
     pub b: Access,
-    /// The factor.
+    /// The factor of the product.
     pub alpha: f32,
+    /// How C is read, where there is one.
+    pub addend: Option<Addend>,
+}
+
+/// What is added to a product: C, the same for all batches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Addend {
+    /// The factor.
+    pub beta: f32,
+    /// The step to the next row in elements; 0 where all rows are the same.
+    pub row: usize,
+    /// The step to the next column in elements; 0 where all columns are the same.
+    pub column: usize,
 }
 
 /// How the matrices of an operand lie in its buffer, in elements.
@@ -59,6 +72,15 @@ struct Side {
 impl Side {
     /// Reads an operand, through the `Transpose` that makes it where there is one.
     fn new(lowering: &mut Lowering<'_>, node: &Node, slot: usize) -> Result<Self, Refusal> {
+        if let Some((tensor, permutation)) = lowering.transposed_input(node, slot)? {
+            let ty = lowering.ty(tensor);
+            let strides = ty.strides();
+            return Ok(Side {
+                tensor,
+                shape: permutation.iter().map(|&axis| ty.shape[axis]).collect(),
+                strides: permutation.iter().map(|&axis| strides[axis]).collect(),
+            });
+        }
         let tensor = lowering.input(node, slot)?;
         let ty = lowering.ty(tensor);
         Ok(Side {
@@ -81,25 +103,90 @@ impl Side {
 fn lower(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Refusal> {
     let mut a = Side::new(lowering, node, 0)?;
     let mut b = Side::new(lowering, node, 1)?;
-    if node.int("transA", 0) != 0 {
-        a.transpose();
+    for (side, batch, last) in [
+        (&mut a, "transBatchA", "transA"),
+        (&mut b, "transBatchB", "transB"),
+    ] {
+        let rank = side.shape.len();
+        // The first axis moves in front of the last one: what is left of it are the batches.
+        if node.int(batch, 0) != 0 && rank > 2 {
+            side.shape[..rank - 1].rotate_left(1);
+            side.strides[..rank - 1].rotate_left(1);
+        }
+        if node.int(last, 0) != 0 {
+            side.transpose();
+        }
     }
-    if node.int("transB", 0) != 0 {
-        b.transpose();
-    }
-    if node.op() == "Gemm" && node.inputs.len() > 2 {
-        return Err(Refusal::new("Gemm with C is not lowered yet"));
-    }
+    let addend = match node.op() {
+        "Gemm" => lowering.optional_input(node, 2)?,
+        _ => None,
+    };
     let output = lowering.required_output(node, 0)?;
-    product(lowering, a, b, node.float("alpha", 1.0), None, output)
+    let addend = match addend {
+        Some(tensor) => {
+            let rows_and_columns =
+                broadcast(lowering.ty(tensor).shape, &lowering.ty(output).shape)?;
+            Some((
+                tensor,
+                Addend {
+                    beta: node.float("beta", 1.0),
+                    row: rows_and_columns.0,
+                    column: rows_and_columns.1,
+                },
+            ))
+        }
+        None => None,
+    };
+    product(lowering, a, b, node.float("alpha", 1.0), addend, output)
 }
 
+/// The steps to the next row and column of C in a product of the shape given.
+fn broadcast(mut c: Vec<usize>, output: &[usize]) -> Result<(usize, usize), Refusal> {
+    while c.len() < 2 {
+        c.insert(0, 1);
+    }
+    let fits = c.len() == 2 && output.len() == 2 && (0..2).all(|i| c[i] == 1 || c[i] == output[i]);
+    if !fits {
+        return Err(Refusal(format!(
+            "C of shape {c:?} does not fit a product of shape {output:?}"
+        )));
+    }
+    let step = |size: usize, step| if size == 1 { 0 } else { step };
+    Ok((step(c[0], c[1]), step(c[1], 1)))
+}
+
+/// `P = Aᵀ B` of two matrices with the same number of rows.
+pub fn transposed_product(lowering: &mut Lowering<'_>, a: TensorId, b: TensorId, output: TensorId) {
+    let (rows, columns) = (lowering.ty(a).shape, lowering.ty(b).shape);
+    let (n, k, m) = (columns[1], columns[0], rows[1]);
+    let op = MatMul {
+        batch: Vec::new(),
+        m,
+        n,
+        k,
+        a: Access {
+            batch: Vec::new(),
+            row: 1,
+            column: m,
+        },
+        b: Access {
+            batch: Vec::new(),
+            row: n,
+            column: 1,
+        },
+        alpha: 1.0,
+        addend: None,
+    };
+    lowering.emit(Op::MatMul(op), vec![Some(a), Some(b)], vec![Some(output)]);
+}
+
+/// Adds the operation, with the batches of both sides broadcast.
 fn product(
     lowering: &mut Lowering<'_>,
     mut a: Side,
     mut b: Side,
     alpha: f32,
-    bias: Option<TensorId>,
+    addend: Option<(TensorId, Addend)>,
     output: TensorId,
 ) -> Result<(), Refusal> {
     // A vector is a row on the left and a column on the right.
@@ -138,7 +225,19 @@ fn product(
             }
         }
     }
-    let [steps_a, steps_b] = steps;
+    let [mut steps_a, mut steps_b] = steps;
+    let mut m = m;
+    // Matrices that share the right operand and lie behind each other are the rows of one.
+    while let (Some(&size), Some(&step_a), Some(0)) = (batch.last(), steps_a.last(), steps_b.last())
+    {
+        if size != 1 && step_a != m * a.strides[ra - 2] {
+            break;
+        }
+        m *= size;
+        batch.pop();
+        steps_a.pop();
+        steps_b.pop();
+    }
     let op = MatMul {
         batch,
         m,
@@ -155,8 +254,10 @@ fn product(
             column: b.strides[rb - 1],
         },
         alpha,
+        addend: addend.as_ref().map(|(_, addend)| addend.clone()),
     };
-    let inputs = vec![Some(a.tensor), Some(b.tensor), bias];
+    let mut inputs = vec![Some(a.tensor), Some(b.tensor)];
+    inputs.extend(addend.map(|(tensor, _)| Some(tensor)));
     lowering.emit(Op::MatMul(op), inputs, vec![Some(output)]);
     Ok(())
 }

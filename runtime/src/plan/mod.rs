@@ -4,11 +4,11 @@
 //! anything runs. Buffers lie in regions, one behind the other in a single block of memory, so that
 //! what the plan predicts is what a backend allocates.
 
+pub mod arena;
 mod build;
-mod interface;
+mod order;
 
 pub use build::{PlanError, build};
-pub use interface::{InputRole, Interface, OutputRole};
 
 use crate::ops::Op;
 use crate::tensor::{Tensor, TensorType};
@@ -113,6 +113,17 @@ pub struct Step {
     pub backward: bool,
 }
 
+/// What an optimiser works on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrainedOperands {
+    /// The weight.
+    pub parameter: Operand,
+    /// Its gradient.
+    pub gradient: Operand,
+    /// What the optimiser keeps for it.
+    pub state: Vec<Operand>,
+}
+
 /// What memory a plan takes, and what the least would be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
@@ -122,6 +133,8 @@ pub struct Footprint {
     pub lower_bound: usize,
     /// The same in the file's order.
     pub file_order: usize,
+    /// What found the places.
+    pub method: &'static str,
 }
 
 /// A training step, ready to be executed.
@@ -133,8 +146,10 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// By graph input: its operand, where anything reads it.
     pub inputs: Vec<Option<Operand>>,
-    /// By graph output: its operand.
+    /// What is read back, in the order of [`crate::program::Program::outputs`].
     pub outputs: Vec<Operand>,
+    /// What the optimiser trains.
+    pub trained: Vec<TrainedOperands>,
     /// Tensors to be put in place before the first step.
     pub constants: Vec<(Operand, Tensor)>,
     /// Start and bytes of each region, in the order of [`Region::ALL`].
@@ -153,6 +168,13 @@ impl Plan {
     pub fn bytes(&self, region: Region) -> usize {
         let place = Region::ALL.iter().position(|&r| r == region);
         place.map_or(0, |place| self.regions[place].1)
+    }
+
+    /// The bytes of what stays when another plan of the model is selected: parameters, gradients and
+    /// optimiser state, in front of everything else.
+    pub fn persistent(&self) -> usize {
+        let (start, bytes) = self.regions[2];
+        start + bytes
     }
 
     /// The bytes of the whole block.

@@ -1,9 +1,10 @@
 //! Checks of references to external data.
 
+use bytes::Bytes;
 use std::fs;
 use std::path::{Component, Path};
 
-use super::FileError;
+use super::{FileError, Source};
 use crate::onnx::schema::tensor_proto::DataLocation;
 use crate::onnx::schema::{
     AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto,
@@ -32,6 +33,36 @@ pub fn check_external_data(model: &ModelProto, model_dir: &Path) -> Result<(), F
         check_nodes(&graph.node, model_dir, &mut graphs)?;
     }
     Ok(())
+}
+
+/// The data of one tensor that lies in an external file, mapped.
+///
+/// # Errors
+/// [`FileError`] where the reference leaves `model_dir`, or the file does not hold the range.
+pub fn map_external_data(tensor: &TensorProto, model_dir: &Path) -> Result<Bytes, FileError> {
+    let problem = |problem, hint| FileError::ExternalData {
+        tensor: format!("tensor {:?}", tensor.name()),
+        problem,
+        hint,
+    };
+    check_reference(tensor, model_dir).map_err(|(text, hint)| problem(text, hint))?;
+    let entry = |key: &str| {
+        let entry = tensor.external_data.iter().find(|e| e.key() == key);
+        entry.map(|e| e.value())
+    };
+    let number = |key| entry(key).and_then(|text| text.parse::<usize>().ok());
+    let file = Source::open(&model_dir.join(entry("location").unwrap_or_default()))?;
+    let start = number("offset").unwrap_or(0);
+    let length = number("length").or_else(|| usize::try_from(payload(tensor)?).ok());
+    let end = length.map_or(Some(file.bytes().len()), |length| start.checked_add(length));
+    match end.filter(|&end| start <= end && end <= file.bytes().len()) {
+        Some(end) => Ok(file.bytes().slice(start..end)),
+        // It held the range when it was checked.
+        None => Err(problem(
+            "the file has become shorter".to_owned(),
+            "leave the data file alone while the tool runs",
+        )),
+    }
 }
 
 fn check_nodes<'a>(

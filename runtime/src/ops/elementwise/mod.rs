@@ -16,6 +16,9 @@ pub use expression::{
 };
 pub use lower::FAMILY;
 
+use crate::tensor::TensorType;
+use velora_graph::shapes::DataType;
+
 /// An operation of the family.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Elementwise {
@@ -37,4 +40,30 @@ impl Elementwise {
             Elementwise::Expression(expression) => expression.in_place(),
         }
     }
+}
+
+/// An operation that copies a tensor of any type, as the widest elements that its bytes make up.
+pub fn copy(ty: &TensorType) -> Elementwise {
+    let bytes = ty.bytes();
+    let (data_type, size) = match bytes {
+        _ if bytes.is_multiple_of(8) => (DataType::INT64, 8),
+        _ if bytes.is_multiple_of(4) => (DataType::FLOAT, 4),
+        _ => (DataType::BOOL, 1),
+    };
+    Elementwise::Expression(Expression {
+        shape: vec![bytes / size],
+        loads: vec![Load {
+            input: 0,
+            ty: data_type,
+            strides: vec![1],
+            offset: 0,
+        }],
+        code: vec![Instruction {
+            operator: Operator::Load(0),
+            ty: data_type,
+            arguments: [0; 3],
+        }],
+        stores: vec![0],
+        slots: vec![0],
+    })
 }

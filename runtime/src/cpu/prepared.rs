@@ -1,0 +1,212 @@
+//! Plans with their memory.
+
+use super::memory::{Cut, Memory};
+use super::{Cpu, execute};
+use crate::backend::{Backend, Executable, Fault, Observer, StepContext};
+use crate::plan::{BufferId, Operand, Plan, Step};
+use crate::session::gradient::global_norm;
+use crate::session::optimizer::{Optimizer, Step as OptimizerStep};
+use std::time::Instant;
+
+/// A plan and how its steps borrow from the block.
+struct Ready {
+    plan: Plan,
+    cuts: Vec<Cut>,
+}
+
+/// Some plans of one model, and the block that they share.
+pub struct Prepared<'c> {
+    cpu: &'c Cpu,
+    ready: Vec<Ready>,
+    selected: usize,
+    memory: Memory,
+    /// By region: the end of what was touched, from the region's start.
+    touched: [usize; 6],
+}
+
+impl<'c> Prepared<'c> {
+    /// Allocates the block.
+    ///
+    /// # Errors
+    /// [`Fault`] where there is not enough memory, or the plans do not belong together.
+    pub fn new(cpu: &'c Cpu, plans: Vec<Plan>) -> Result<Self, Fault> {
+        let bytes = plans.iter().map(Plan::total).max().unwrap_or(0);
+        let persistent = |plan: &Plan| [plan.regions[0], plan.regions[1], plan.regions[2]];
+        if plans
+            .windows(2)
+            .any(|p| persistent(&p[0]) != persistent(&p[1]))
+        {
+            return Err(Fault::Plans);
+        }
+        let memory = Memory::new(bytes).ok_or_else(|| Fault::Memory {
+            bytes,
+            device: cpu.name(),
+        })?;
+        let ready = plans.into_iter().map(|plan| Ready {
+            cuts: plan
+                .steps
+                .iter()
+                .map(|step| Cut::new(&plan, step))
+                .collect(),
+            plan,
+        });
+        let mut prepared = Prepared {
+            cpu,
+            ready: ready.collect(),
+            selected: 0,
+            memory,
+            touched: [0; 6],
+        };
+        prepared.select(0);
+        Ok(prepared)
+    }
+
+    fn touch(&mut self, start: usize, end: usize) {
+        let regions = &self.ready[self.selected].plan.regions;
+        touch(&mut self.touched, regions, start, end);
+    }
+}
+
+/// Notes that a span of the block was touched.
+fn touch(touched: &mut [usize; 6], regions: &[(usize, usize); 6], start: usize, end: usize) {
+    for (mark, &(first, bytes)) in touched.iter_mut().zip(regions) {
+        if first <= start && end <= first + bytes {
+            *mark = (*mark).max(end - first);
+            return;
+        }
+    }
+}
+
+impl Executable for Prepared<'_> {
+    fn plan(&self) -> &Plan {
+        &self.ready[self.selected].plan
+    }
+
+    fn select(&mut self, number: usize) {
+        self.selected = number.min(self.ready.len() - 1);
+        for place in 0..self.plan().constants.len() {
+            let (operand, tensor) = &self.plan().constants[place];
+            let (buffer, bytes) = (operand.buffer, tensor.bytes.clone());
+            self.write(buffer, &bytes);
+        }
+    }
+
+    fn write(&mut self, buffer: BufferId, bytes: &[u8]) {
+        self.fill(buffer, &mut |place| place.copy_from_slice(bytes));
+    }
+
+    fn fill(&mut self, buffer: BufferId, write: &mut dyn FnMut(&mut [u8])) {
+        let buffer = self.plan().buffer(buffer);
+        let (start, end) = (buffer.offset, buffer.offset + buffer.bytes);
+        write(&mut self.memory.bytes_mut()[start..end]);
+        self.touch(start, end);
+    }
+
+    fn read(&self, buffer: BufferId, bytes: &mut [u8]) {
+        let buffer = self.plan().buffer(buffer);
+        let start = buffer.offset;
+        bytes.copy_from_slice(&self.memory.bytes()[start..start + buffer.bytes]);
+    }
+
+    fn run(
+        &mut self,
+        context: &StepContext,
+        mut observer: Option<&mut dyn Observer>,
+    ) -> Result<(), Fault> {
+        let Ready { plan, cuts } = &self.ready[self.selected];
+        let memory = self.memory.bytes_mut();
+        let touched = &mut self.touched;
+        self.cpu.pool.install(|| {
+            let mut ended = observer.is_some().then(Instant::now);
+            for (number, (step, cut)) in plan.steps.iter().zip(cuts).enumerate() {
+                let call = cut.call(step, memory);
+                execute(&step.op, call, context).map_err(|message| Fault::Data {
+                    node: step.node.clone(),
+                    op: step.op.name(),
+                    message,
+                })?;
+                for (start, end) in cut.spans() {
+                    touch(touched, &plan.regions, start, end);
+                }
+                if let (Some(observer), Some(began)) = (&mut observer, ended) {
+                    let mut written = written(plan, step, memory);
+                    observer.finished(number, step, (began, Instant::now()), &mut written);
+                    ended = Some(Instant::now());
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn gradient_norm(&self) -> f64 {
+        let plan = self.plan();
+        let gradients = plan.trained.iter().map(|trained| {
+            let buffer = plan.buffer(trained.gradient.buffer);
+            let bytes = &self.memory.bytes()[buffer.offset..buffer.offset + buffer.bytes];
+            bytemuck::cast_slice(bytes)
+        });
+        self.cpu.pool.install(|| global_norm(gradients))
+    }
+
+    fn update(&mut self, optimizer: &Optimizer, step: &OptimizerStep) -> Result<(), Fault> {
+        let Ready { plan, .. } = &self.ready[self.selected];
+        let memory = self.memory.bytes_mut();
+        let touched = &mut self.touched;
+        self.cpu.pool.install(|| {
+            for trained in &plan.trained {
+                let span = |operand: &Operand| {
+                    let buffer = plan.buffer(operand.buffer);
+                    buffer.offset..buffer.offset + buffer.bytes
+                };
+                // Where there is no second or third state, an empty span in its place.
+                let state = |number| trained.state.get(number).map_or(0..0, span);
+                let spans = [
+                    span(&trained.parameter),
+                    span(&trained.gradient),
+                    state(0),
+                    state(1),
+                ];
+                let fault = |message: String| Fault::Data {
+                    node: plan.buffer(trained.parameter.buffer).name.clone(),
+                    op: "update",
+                    message,
+                };
+                for span in &spans {
+                    touch(touched, &plan.regions, span.start, span.end);
+                }
+                let parts = memory.get_disjoint_mut(spans);
+                let [parameter, gradient, first, second] =
+                    parts.map_err(|error| fault(error.to_string()))?;
+                let mut state: [&mut [f32]; 2] = [
+                    bytemuck::cast_slice_mut(first),
+                    bytemuck::cast_slice_mut(second),
+                ];
+                optimizer
+                    .update(
+                        step,
+                        bytemuck::cast_slice_mut(parameter),
+                        bytemuck::cast_slice(gradient),
+                        &mut state[..trained.state.len().min(2)],
+                    )
+                    .map_err(|error| fault(error.to_string()))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn touched(&self) -> [usize; 6] {
+        self.touched
+    }
+}
+
+/// What a step wrote: the number of the output, and its bytes.
+fn written<'m>(
+    plan: &'m Plan,
+    step: &'m Step,
+    memory: &'m [u8],
+) -> impl Iterator<Item = (usize, &'m [u8])> {
+    (step.outputs.iter().enumerate()).filter_map(move |(number, output)| {
+        let buffer = plan.buffer(output.as_ref()?.buffer);
+        Some((number, &memory[buffer.offset..buffer.offset + buffer.bytes]))
+    })
+}
