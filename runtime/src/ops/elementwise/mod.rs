@@ -2,12 +2,13 @@
 //!
 //! They all become one operation, the [`Expression`]: a small program that is executed for every
 //! element of a shape. So a chain of nodes can be one operation as well, which reads and writes memory
-//! once; the plan makes such chains.
+//! once; [`crate::plan::fuse`] makes such chains.
 
 mod draft;
 mod expression;
 mod gradients;
 mod lower;
+mod merge;
 
 pub use draft::Draft;
 pub use expression::{
@@ -15,6 +16,7 @@ pub use expression::{
     Operator, Register, Unary,
 };
 pub use lower::FAMILY;
+pub use merge::{Numbering, Operand};
 
 use crate::tensor::TensorType;
 use velora_graph::shapes::DataType;
