@@ -291,7 +291,7 @@ fn summed(program: &mut Program, gradient: TensorId, flag: TensorId, parameter: 
     let buffer = program.add(name.clone(), ty.clone(), Source::Kept(Region::Gradients));
     let sum = program.add(name, ty, Source::Update(buffer));
     program.operations.push(Operation {
-        op: Op::Accumulate(crate::ops::accumulate::stub()),
+        op: Op::Accumulate(Accumulate::Overwrite),
         inputs: vec![Some(buffer), Some(gradient), Some(flag)],
         outputs: vec![Some(sum)],
         node: parameter.to_owned(),

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use velora_graph::analysis::partition::{Half, Partition};
 use velora_graph::ir::{GraphError, Model, Node, NodeId, Origin, ValueId};
+use velora_graph::onnx::schema::TensorProto;
 use velora_graph::shapes::{Context, DataType, ShapeErrors, Shapes, infer};
 
 /// Why the runtime cannot execute a graph.
@@ -370,6 +371,14 @@ impl Lowering<'_> {
                 _ => return Ok(None),
             }
         }
+    }
+
+    /// The tensor of an attribute.
+    ///
+    /// # Errors
+    /// [`Refusal`] where its data does not fit its type.
+    pub fn attribute_tensor(&self, proto: &TensorProto) -> Result<Tensor, Refusal> {
+        constants::from_proto(proto, self.request.folder)
     }
 
     /// The type of a tensor.

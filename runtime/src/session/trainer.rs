@@ -85,6 +85,8 @@ pub struct Kept {
     pub state: Vec<Operand>,
     /// Whether the optimiser updates it.
     pub trained: bool,
+    /// Whether it is state of an optimiser inside the graph, which starts with zeros.
+    pub is_state: bool,
 }
 
 /// A run in progress.
@@ -441,6 +443,7 @@ pub fn kept(plan: &Plan, names: &[String], bound: &Bound) -> Vec<Kept> {
             operand: operand.clone(),
             state: trained.map(|t| t.state.clone()).unwrap_or_default(),
             trained: trained.is_some(),
+            is_state: region == Region::Optimizer,
         });
     }
     kept

@@ -1,0 +1,89 @@
+//! Matrix products on slices, for kernels that are made of several.
+
+use super::gemm::{self, Accumulator, Bias, MatrixMut, Problem};
+use bytemuck::Pod;
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+/// An element type that layers compute in: `f32` or `f64`.
+pub trait Real:
+    Pod
+    + Accumulator
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+{
+    /// The nearest element.
+    fn from_f64(number: f64) -> Self;
+
+    /// The element as a wider number.
+    fn to_f64(self) -> f64;
+
+    /// The exponential function.
+    fn exp(self) -> Self;
+
+    /// The hyperbolic tangent.
+    fn tanh(self) -> Self;
+}
+
+macro_rules! real {
+    ($type:ty) => {
+        impl Real for $type {
+            #[inline(always)]
+            fn from_f64(number: f64) -> $type {
+                number as $type
+            }
+
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+
+            #[inline(always)]
+            fn exp(self) -> $type {
+                <$type>::exp(self)
+            }
+
+            #[inline(always)]
+            fn tanh(self) -> $type {
+                <$type>::tanh(self)
+            }
+        }
+    };
+}
+
+real!(f32);
+real!(f64);
+
+pub use super::gemm::Matrix;
+
+/// A matrix whose rows are dense and lie `stride` elements apart.
+pub fn rows<T>(data: &[T], stride: usize) -> Matrix<'_, T> {
+    Matrix::row_major(data, stride)
+}
+
+/// Elements of scratch that [`multiply`] needs.
+pub fn scratch<T: Real>(sizes: Problem) -> usize {
+    gemm::workspace_len::<T>(sizes, 1)
+}
+
+/// `C = A · B`, or `C += A · B`; the rows of C are dense and lie `stride` elements apart.
+///
+/// # Errors
+/// Where an operand is too short for its sizes.
+pub fn multiply<T: Real>(
+    sizes: Problem,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    add: bool,
+    c: &mut [T],
+    stride: usize,
+    scratch: &mut [T],
+) -> Result<(), String> {
+    let beta = if add { T::ONE } else { T::ZERO };
+    let c = MatrixMut::row_major(c, stride);
+    gemm::gemm(sizes, T::ONE, a, b, beta, c, Bias::None, scratch).map_err(|e| e.to_string())
+}

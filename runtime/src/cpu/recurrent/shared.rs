@@ -1,0 +1,80 @@
+//! What the kernels of recurrent layers share.
+
+use crate::cpu::memory::Input;
+use crate::cpu::product::Real;
+use crate::ops::recurrent::Activation;
+use rayon::prelude::*;
+
+/// Gate elements of a step from which its rows are shared out among the threads.
+pub(super) const PARALLEL: usize = 1 << 12;
+
+/// The elements of an operand, none where it is absent.
+pub(super) fn optional<'m, T: Real>(input: &Option<Input<'m>>) -> Option<&'m [T]> {
+    input.as_ref().map(|input| input.elements())
+}
+
+/// The elements of an operand that the lowering gave.
+pub(super) fn required<'m, T: Real>(input: &Option<Input<'m>>) -> Result<&'m [T], String> {
+    optional(input).ok_or_else(|| "an operand is missing".to_owned())
+}
+
+/// Cuts scratch into parts.
+pub(super) fn take<'s, T>(scratch: &mut &'s mut [T], count: usize) -> &'s mut [T] {
+    let (part, rest) = std::mem::take(scratch).split_at_mut(count);
+    *scratch = rest;
+    part
+}
+
+/// `1 / (1 + e^-x)`
+#[inline(always)]
+pub(super) fn sigmoid<T: Real>(x: T) -> T {
+    T::ONE / (T::ONE + (-x).exp())
+}
+
+/// Applies an activation.
+#[inline(always)]
+pub(super) fn apply<T: Real>(activation: Activation, x: T) -> T {
+    let number = |n: f32| T::from_f64(f64::from(n));
+    let least = |a: T, b: T| if a < b { a } else { b };
+    let greatest = |a: T, b: T| if a > b { a } else { b };
+    match activation {
+        Activation::Sigmoid => sigmoid(x),
+        Activation::Tanh => x.tanh(),
+        Activation::Relu => greatest(x, T::ZERO),
+        Activation::Affine(a, b) => number(a) * x + number(b),
+        Activation::LeakyRelu(a) if x < T::ZERO => number(a) * x,
+        Activation::LeakyRelu(_) => x,
+        Activation::ThresholdedRelu(a) if x < number(a) => T::ZERO,
+        Activation::ThresholdedRelu(_) => x,
+        Activation::ScaledTanh(a, b) => number(a) * (number(b) * x).tanh(),
+        Activation::HardSigmoid(a, b) => {
+            greatest(least(number(a) * x + number(b), T::ONE), T::ZERO)
+        }
+        Activation::Elu(a) if x < T::ZERO => number(a) * (x.exp() - T::ONE),
+        Activation::Elu(_) => x,
+        Activation::Softsign => x / (T::ONE + greatest(x, -x)),
+        // Written so that no exponential overflows.
+        Activation::Softplus => {
+            let size = greatest(x, -x).to_f64();
+            greatest(x, T::ZERO) + T::from_f64((-size).exp().ln_1p())
+        }
+    }
+}
+
+/// Sums the rows of a matrix of `columns` columns, in order and in 64 bits.
+pub(super) fn column_sums<T: Real>(matrix: &[T], columns: usize, sums: &mut [T]) {
+    const WIDE: usize = 64;
+    sums.par_chunks_mut(WIDE)
+        .enumerate()
+        .for_each(|(part, to)| {
+            let mut totals = [0.0; WIDE];
+            for row in matrix.chunks(columns.max(1)) {
+                for (total, element) in totals.iter_mut().zip(&row[part * WIDE..][..to.len()]) {
+                    *total += element.to_f64();
+                }
+            }
+            for (to, total) in to.iter_mut().zip(totals) {
+                *to = T::from_f64(total);
+            }
+        });
+}

@@ -1,0 +1,334 @@
+//! Pooling over planes, with its gradients.
+
+use super::PARALLEL;
+use crate::cpu::memory::Call;
+use crate::cpu::product::Real;
+use crate::ops::window::{AXES, Geometry, Pool, Reduction};
+use bytemuck::Pod;
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering};
+use velora_graph::shapes::DataType;
+
+/// An element type that is pooled.
+trait Element: Pod + Send + Sync + PartialOrd {
+    /// The least element.
+    const LEAST: Self;
+
+    fn to_f64(self) -> f64;
+
+    fn from_f64(number: f64) -> Self;
+}
+
+macro_rules! element {
+    ($type:ty, $least:expr, $to:expr, $from:expr) => {
+        impl Element for $type {
+            const LEAST: $type = $least;
+
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                $to(self)
+            }
+
+            #[inline(always)]
+            fn from_f64(number: f64) -> $type {
+                $from(number)
+            }
+        }
+    };
+}
+
+element!(f32, f32::NEG_INFINITY, f64::from, |n| n as f32);
+element!(f64, f64::NEG_INFINITY, |n| n, |n| n);
+element!(f16, f16::NEG_INFINITY, f16::to_f64, f16::from_f64);
+element!(bf16, bf16::NEG_INFINITY, bf16::to_f64, bf16::from_f64);
+element!(u8, 0, f64::from, |n| n as u8);
+element!(i8, i8::MIN, f64::from, |n| n as i8);
+
+/// The taps of a window that lie in the input on one axis.
+#[derive(Clone, Copy, Default)]
+struct Span {
+    /// Where the first of them lies.
+    start: usize,
+    /// How many.
+    count: usize,
+    /// How many there are with those in the padding; a window that ends behind it is cut off.
+    padded: usize,
+}
+
+impl Span {
+    fn new(geometry: &Geometry, axis: usize, out: usize) -> Self {
+        let (size, kernel) = (geometry.size[axis], geometry.kernel[axis]);
+        let (dilation, pad) = (geometry.dilation[axis], geometry.pad[axis]);
+        let start = out * geometry.stride[axis];
+        let up_to = |end: usize| match dilation {
+            1 => end.saturating_sub(start).min(kernel),
+            _ => end.saturating_sub(start).div_ceil(dilation).min(kernel),
+        };
+        let (first, end) = (up_to(pad), up_to(size + pad));
+        Span {
+            // Of an empty span the start is not used.
+            start: (start + first * dilation).saturating_sub(pad),
+            count: end - first,
+            padded: up_to(size + pad + geometry.pad_after[axis]),
+        }
+    }
+}
+
+/// Calls a function for every output of a plane, with the spans of its window.
+fn windows(geometry: &Geometry, mut visit: impl FnMut(usize, [Span; AXES])) {
+    let [depth, height, width] = geometry.out;
+    let mut position = 0;
+    for d in 0..depth {
+        let d = Span::new(geometry, 0, d);
+        for h in 0..height {
+            let h = Span::new(geometry, 1, h);
+            for w in 0..width {
+                visit(position, [d, h, Span::new(geometry, 2, w)]);
+                position += 1;
+            }
+        }
+    }
+}
+
+/// Calls a function for the input rows of a window: the start of the row in the plane, in the order in
+/// which they lie.
+#[inline(always)]
+fn rows(geometry: &Geometry, spans: &[Span; AXES], mut visit: impl FnMut(usize)) {
+    let [depth, height, width] = spans;
+    for d in 0..depth.count {
+        let line = (depth.start + d * geometry.dilation[0]) * geometry.size[1];
+        for h in 0..height.count {
+            let line = line + height.start + h * geometry.dilation[1];
+            visit(line * geometry.size[2] + width.start);
+        }
+    }
+}
+
+pub(super) fn execute(pool: &Pool, data_type: DataType, call: Call<'_>) -> Result<(), String> {
+    match data_type {
+        DataType::FLOAT => pooled::<f32>(pool, call),
+        DataType::DOUBLE => pooled::<f64>(pool, call),
+        DataType::FLOAT16 => pooled::<f16>(pool, call),
+        DataType::BFLOAT16 => pooled::<bf16>(pool, call),
+        DataType::UINT8 => pooled::<u8>(pool, call),
+        DataType::INT8 => pooled::<i8>(pool, call),
+        other => Err(format!("pooling of element type {}", other.0)),
+    }
+}
+
+fn pooled<T: Element>(pool: &Pool, mut call: Call<'_>) -> Result<(), String> {
+    let ([Some(x), ..], [Some(y), indices, ..]) = (&call.inputs, &mut call.outputs) else {
+        return Err("an operand is missing".to_owned());
+    };
+    let (x, y) = (x.elements::<T>(), y.elements::<T>());
+    let (size, positions) = (pool.geometry.plane(), pool.geometry.positions());
+    if positions == 0 {
+        return Ok(());
+    }
+    let parallel = x.len().max(y.len()) >= PARALLEL;
+    let plane = |number: usize| &x[number * size..][..size];
+    if let (Reduction::Max { column_major }, Some(indices)) = (pool.reduction, indices) {
+        let indices = indices.elements::<i64>();
+        let body = |(number, (y, indices)): (usize, (&mut [T], &mut [i64]))| {
+            let base = (number * size) as i64;
+            greatest_with_place(&pool.geometry, plane(number), y, |position, place| {
+                indices[position] = match place {
+                    Some(place) if column_major => {
+                        base + column_major_place(&pool.geometry, place) as i64
+                    }
+                    Some(place) => base + place as i64,
+                    None => -1,
+                };
+            });
+        };
+        if parallel {
+            (y.par_chunks_mut(positions))
+                .zip(indices.par_chunks_mut(positions))
+                .enumerate()
+                .for_each(body);
+        } else {
+            (y.chunks_mut(positions))
+                .zip(indices.chunks_mut(positions))
+                .enumerate()
+                .for_each(body);
+        }
+        return Ok(());
+    }
+    let body = |(number, y): (usize, &mut [T])| match pool.reduction {
+        Reduction::Max { .. } => greatest_with_place(&pool.geometry, plane(number), y, |_, _| {}),
+        Reduction::Average { count_padding } => {
+            average(&pool.geometry, count_padding, plane(number), y);
+        }
+        Reduction::Norm { p } => norm(&pool.geometry, f64::from(p), plane(number), y),
+    };
+    if parallel {
+        y.par_chunks_mut(positions).enumerate().for_each(body);
+    } else {
+        y.chunks_mut(positions).enumerate().for_each(body);
+    }
+    Ok(())
+}
+
+/// A place in a plane, counted with the first axis fastest.
+fn column_major_place(geometry: &Geometry, place: usize) -> usize {
+    let [depth, height, width] = geometry.size;
+    let (d, h, w) = (
+        place / (height * width),
+        place / width % height,
+        place % width,
+    );
+    // The axes that the layer lacks have size 1 and do not count.
+    d + (h + w * height) * depth
+}
+
+/// The first greatest element of every window, or its first NaN, and where it lies.
+fn greatest_with_place<T: Element>(
+    geometry: &Geometry,
+    plane: &[T],
+    y: &mut [T],
+    mut placed: impl FnMut(usize, Option<usize>),
+) {
+    let step = geometry.dilation[2];
+    windows(geometry, |position, spans| {
+        let mut best = T::LEAST;
+        let mut place = None;
+        rows(geometry, &spans, |start| {
+            for tap in 0..spans[2].count {
+                let at = start + tap * step;
+                let element = plane[at];
+                // The negation takes NaN, which nothing compares with, and holds on to the first.
+                #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN is to be taken")]
+                let greater = !(element <= best) && best.partial_cmp(&best).is_some();
+                if greater || place.is_none() {
+                    (best, place) = (element, Some(at));
+                }
+            }
+        });
+        y[position] = best;
+        placed(position, place);
+    });
+}
+
+fn average<T: Element>(geometry: &Geometry, count_padding: bool, plane: &[T], y: &mut [T]) {
+    let step = geometry.dilation[2];
+    windows(geometry, |position, spans| {
+        let mut sum = 0.0;
+        rows(geometry, &spans, |start| {
+            for tap in 0..spans[2].count {
+                sum += plane[start + tap * step].to_f64();
+            }
+        });
+        y[position] = T::from_f64(sum / count(&spans, count_padding));
+    });
+}
+
+/// What the sum of a window is divided by.
+fn count(spans: &[Span; AXES], count_padding: bool) -> f64 {
+    let each = |span: &Span| {
+        if count_padding {
+            span.padded
+        } else {
+            span.count
+        }
+    };
+    spans.iter().map(|span| each(span) as f64).product()
+}
+
+fn norm<T: Element>(geometry: &Geometry, p: f64, plane: &[T], y: &mut [T]) {
+    let step = geometry.dilation[2];
+    windows(geometry, |position, spans| {
+        let mut sum = 0.0;
+        rows(geometry, &spans, |start| {
+            for tap in 0..spans[2].count {
+                let element = plane[start + tap * step].to_f64().abs();
+                sum += if p == 2.0 {
+                    element * element
+                } else {
+                    element.powf(p)
+                };
+            }
+        });
+        y[position] = T::from_f64(if p == 2.0 {
+            sum.sqrt()
+        } else {
+            sum.powf(1.0 / p)
+        });
+    });
+}
+
+/// dX of a maximum: every dY is added where its maximum lay.
+pub(super) fn max_grad<T: Real>(
+    size: usize,
+    positions: usize,
+    mut call: Call<'_>,
+) -> Result<(), String> {
+    let ([Some(dy), Some(indices), ..], [Some(dx), ..]) = (&call.inputs, &mut call.outputs) else {
+        return Err("an operand is missing".to_owned());
+    };
+    let (dy, indices) = (dy.elements::<T>(), indices.elements::<i64>());
+    let dx = dx.elements::<T>();
+    if size == 0 {
+        return Ok(());
+    }
+    let astray = AtomicBool::new(false);
+    let body = |(number, dx): (usize, &mut [T])| {
+        dx.fill(T::ZERO);
+        let base = (number * size) as i64;
+        let span = number * positions..(number + 1) * positions;
+        for (&dy, &index) in dy[span.clone()].iter().zip(&indices[span]) {
+            let place = index
+                .checked_sub(base)
+                .and_then(|p| usize::try_from(p).ok());
+            match place.and_then(|place| dx.get_mut(place)) {
+                Some(to) => *to += dy,
+                // A window with nothing but padding.
+                None if index == -1 => {}
+                None => astray.store(true, Ordering::Relaxed),
+            }
+        }
+    };
+    if dx.len() >= PARALLEL {
+        dx.par_chunks_mut(size).enumerate().for_each(body);
+    } else {
+        dx.chunks_mut(size).enumerate().for_each(body);
+    }
+    if astray.into_inner() {
+        return Err(
+            "an index lies outside of its plane: expected the indices of MaxPool".to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// dX of a mean: every dY is shared out equally among its window.
+pub(super) fn average_grad<T: Real>(pool: &Pool, mut call: Call<'_>) -> Result<(), String> {
+    let ([Some(dy), ..], [Some(dx), ..]) = (&call.inputs, &mut call.outputs) else {
+        return Err("an operand is missing".to_owned());
+    };
+    let (dy, dx) = (dy.elements::<T>(), dx.elements::<T>());
+    let geometry = &pool.geometry;
+    let (size, positions) = (geometry.plane(), geometry.positions());
+    let counted = matches!(pool.reduction, Reduction::Average { count_padding } if count_padding);
+    if size == 0 {
+        return Ok(());
+    }
+    let body = |(number, dx): (usize, &mut [T])| {
+        dx.fill(T::ZERO);
+        let dy = &dy[number * positions..][..positions];
+        windows(geometry, |position, spans| {
+            let share = T::from_f64(dy[position].to_f64() / count(&spans, counted));
+            rows(geometry, &spans, |start| {
+                for tap in 0..spans[2].count {
+                    dx[start + tap * geometry.dilation[2]] += share;
+                }
+            });
+        });
+    };
+    if dx.len() >= PARALLEL {
+        dx.par_chunks_mut(size).enumerate().for_each(body);
+    } else {
+        dx.chunks_mut(size).enumerate().for_each(body);
+    }
+    Ok(())
+}
