@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, Fault, StepContext};
 use crate::lower::{LowerError, Request, lower};
+use crate::plan::fuse::fuse;
 use crate::plan::{PlanError, build};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -45,7 +46,8 @@ pub fn evaluate(
     backend: &dyn Backend,
 ) -> Result<Vec<Tensor>, EvaluateError> {
     let graph = &model.graph;
-    let program = lower(model, request)?;
+    let mut program = lower(model, request)?;
+    fuse(&mut program);
     let plan = build(&program, backend)?;
     let mut executable = backend.prepare(vec![plan])?;
     for (position, &value) in graph.inputs().iter().enumerate() {

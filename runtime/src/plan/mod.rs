@@ -6,6 +6,7 @@
 
 pub mod arena;
 mod build;
+pub mod fuse;
 mod order;
 
 pub use build::{PlanError, build};

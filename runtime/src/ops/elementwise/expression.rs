@@ -390,7 +390,8 @@ impl Expression {
                     load.strides.remove(axis);
                 });
             } else if merges {
-                self.shape[axis] *= self.shape.remove(axis - 1);
+                let outer = self.shape.remove(axis - 1);
+                self.shape[axis - 1] *= outer;
                 self.loads.iter_mut().for_each(|load| {
                     load.strides.remove(axis - 1);
                 });

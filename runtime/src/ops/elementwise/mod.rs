@@ -2,12 +2,13 @@
 //!
 //! They all become one operation, the [`Expression`]: a small program that is executed for every
 //! element of a shape. So a chain of nodes can be one operation as well, which reads and writes memory
-//! once; the plan makes such chains.
+//! once; [`crate::plan::fuse`] makes such chains.
 
 mod draft;
 mod expression;
 mod gradients;
 mod lower;
+mod merge;
 
 pub use draft::Draft;
 pub use expression::{
@@ -15,6 +16,10 @@ pub use expression::{
     Operator, Register, Unary,
 };
 pub use lower::FAMILY;
+pub use merge::{Numbering, Operand};
+
+use crate::tensor::TensorType;
+use velora_graph::shapes::DataType;
 
 use crate::tensor::TensorType;
 
@@ -60,4 +65,30 @@ impl Elementwise {
             Elementwise::Expression(expression) => expression.in_place(),
         }
     }
+}
+
+/// An operation that copies a tensor of any type, as the widest elements that its bytes make up.
+pub fn copy(ty: &TensorType) -> Elementwise {
+    let bytes = ty.bytes();
+    let (data_type, size) = match bytes {
+        _ if bytes.is_multiple_of(8) => (DataType::INT64, 8),
+        _ if bytes.is_multiple_of(4) => (DataType::FLOAT, 4),
+        _ => (DataType::BOOL, 1),
+    };
+    Elementwise::Expression(Expression {
+        shape: vec![bytes / size],
+        loads: vec![Load {
+            input: 0,
+            ty: data_type,
+            strides: vec![1],
+            offset: 0,
+        }],
+        code: vec![Instruction {
+            operator: Operator::Load(0),
+            ty: data_type,
+            arguments: [0; 3],
+        }],
+        stores: vec![0],
+        slots: vec![0],
+    })
 }
