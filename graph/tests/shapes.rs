@@ -10,9 +10,12 @@ use velora_graph::ir::Graph;
 use velora_graph::onnx::schema::ModelProto;
 use velora_graph::shapes::{Context, Shapes, infer};
 
-const AOT: [&str; 12] = [
+const AOT: [&str; 15] = [
     "bert_tiny",
     "deep_mlp",
+    "digits_mlp",
+    "digits_sgd",
+    "digits_vit",
     "llama_256x4",
     "llama_768x4",
     "llama_tiny",
@@ -24,12 +27,15 @@ const AOT: [&str; 12] = [
     "vit_tiny_probe",
     "vit_tiny_ssf",
 ];
-const ORT: [&str; 15] = [
+const ORT: [&str; 18] = [
     "bert_tiny",
     "bert_tiny_dropout",
     "cnn",
     "cnn_bn",
+    "digits_mlp",
+    "digits_vit",
     "gru",
+    "llama_768x4",
     "llama_hf",
     "llama_tiny",
     "llama_tiny_lora",

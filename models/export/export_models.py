@@ -27,16 +27,18 @@ def export_case(name, out, *, opset, static, param_values):
     torch.manual_seed(0)
     model = case.model().train()
     batch = case.batch(*case.example_size)
+    given = {"labels_name": case.labels, "logits": case.logits, "sgd": case.sgd}
     proto = export_training_graph(
         model,
         zoo.loss_of,
         batch,
         dynamic_axes=() if static else case.axes,
         opset=opset,
-        param_values=param_values,
+        param_values=param_values or case.param_values,
+        **given,
     )
     checks = [batch] if static else [batch, case.batch(*case.other_size)]
-    worst = [check_against_eager(proto, model, zoo.loss_of, b) for b in checks]
+    worst = [check_against_eager(proto, model, zoo.loss_of, b, **given) for b in checks]
 
     os.makedirs(out, exist_ok=True)
     path = os.path.join(out, f"{name}.onnx")

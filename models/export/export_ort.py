@@ -24,6 +24,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from typing import Callable, NamedTuple
 
 import numpy as np
 import onnx
@@ -122,28 +123,45 @@ def tokens(batch=4):
 CHECKED = (1, 6)  # samples in the batches that a graph is checked on
 
 
-# name -> (model factory, input factory, symbolic axes of the input)
+class Case(NamedTuple):
+    model: Callable  # () -> nn.Module that returns logits [rows, classes]
+    batch: Callable  # (samples) -> x
+    axes: dict  # symbolic axes of x
+    rows: str = "rows"  # name of the first axis of the logits and labels
+    # To be trained by `velora-opt run`: weights in the file, and the logits as an output.
+    trainable: bool = False
+
+
+ROWS = {0: "batch"}
+ROWS_AND_STEPS = {0: "batch", 1: "seq"}
+
 CASES = {
-    "mlp": (zoo.Mlp, digits, {0: "batch"}),
-    "bert_tiny": (hf_bert, tokens, {0: "batch", 1: "seq"}),
-    "bert_tiny_dropout": (lambda: hf_bert(0.1), tokens, {0: "batch", 1: "seq"}),
-    "llama_tiny": (lambda: FlatLogits(zoo.LlamaTiny()), tokens, {0: "batch", 1: "seq"}),
-    "llama_tiny_lora": (lambda: FlatLogits(zoo.llama_lora()), tokens, {0: "batch", 1: "seq"}),
-    "llama_hf": (hf_llama, tokens, {0: "batch", 1: "seq"}),
-    "vit_tiny": (zoo.ViTTiny, digits, {0: "batch"}),
-    "vit_tiny_lora": (zoo.vit_lora, digits, {0: "batch"}),
-    "vit_tiny_ssf": (zoo.vit_ssf, digits, {0: "batch"}),
-    "vit_tiny_hydra": (zoo.vit_hydra, digits, {0: "batch"}),
-    "vit_tiny_probe": (zoo.vit_probe, digits, {0: "batch"}),
-    "cnn": (lambda: zoo.Cnn(norm=False), images, {0: "batch"}),
-    "cnn_bn": (lambda: zoo.Cnn(norm=True), images, {0: "batch"}),
-    "lstm": (lambda: zoo.Rnn("lstm"), series, {1: "batch"}),
-    "gru": (lambda: zoo.Rnn("gru"), series, {1: "batch"}),
+    "mlp": Case(zoo.Mlp, digits, ROWS),
+    "bert_tiny": Case(hf_bert, tokens, ROWS_AND_STEPS),
+    "bert_tiny_dropout": Case(lambda: hf_bert(0.1), tokens, ROWS_AND_STEPS),
+    "llama_tiny": Case(lambda: FlatLogits(zoo.LlamaTiny()), tokens, ROWS_AND_STEPS),
+    "llama_tiny_lora": Case(lambda: FlatLogits(zoo.llama_lora()), tokens, ROWS_AND_STEPS),
+    "llama_hf": Case(hf_llama, tokens, ROWS_AND_STEPS),
+    "vit_tiny": Case(zoo.ViTTiny, digits, ROWS),
+    "vit_tiny_lora": Case(zoo.vit_lora, digits, ROWS),
+    "vit_tiny_ssf": Case(zoo.vit_ssf, digits, ROWS),
+    "vit_tiny_hydra": Case(zoo.vit_hydra, digits, ROWS),
+    "vit_tiny_probe": Case(zoo.vit_probe, digits, ROWS),
+    "cnn": Case(lambda: zoo.Cnn(norm=False), images, ROWS),
+    "cnn_bn": Case(lambda: zoo.Cnn(norm=True), images, ROWS),
+    "lstm": Case(lambda: zoo.Rnn("lstm"), series, {1: "batch"}),
+    "gru": Case(lambda: zoo.Rnn("gru"), series, {1: "batch"}),
+    # To be trained on the digits of models/data.
+    "digits_mlp": Case(zoo.DigitsMlp, digits, ROWS, rows="batch", trainable=True),
+    "digits_vit": Case(zoo.digits_vit, digits, ROWS, rows="batch", trainable=True),
+    # For time measurements, beside the one of export_models.py. FlatLogits puts `model.` before the
+    # names of the parameters.
+    "llama_768x4": Case(lambda: FlatLogits(zoo.llama_768x4()), tokens, ROWS_AND_STEPS),
 }
 
 
 # ---- exporting
-def forward_onnx(model, x, axes, opset):
+def forward_onnx(model, x, case, opset):
     """The forward graph as the gradient builder wants it: unfolded, weights as initializers."""
     buffer = io.BytesIO()
     torch.onnx.export(
@@ -153,7 +171,7 @@ def forward_onnx(model, x, axes, opset):
         opset_version=opset,
         input_names=["x"],
         output_names=["logits"],
-        dynamic_axes={"x": axes, "logits": {0: "rows"}},
+        dynamic_axes={"x": case.axes, "logits": {0: case.rows}},
         training=torch.onnx.TrainingMode.TRAINING,
         do_constant_folding=False,
         export_params=True,
@@ -169,9 +187,9 @@ def split_params(model, forward):
     return [n for n, grad in named if grad], [n for n, grad in named if not grad]
 
 
-def training_graph(model, x, axes, opset, folder):
+def training_graph(model, x, case, opset, folder):
     """Generate all artifacts in `folder` and return the training graph."""
-    forward = forward_onnx(model, x, axes, opset)
+    forward = forward_onnx(model, x, case, opset)
     trainable, frozen = split_params(model, forward)
     artifacts.generate_artifacts(
         forward,
@@ -180,8 +198,14 @@ def training_graph(model, x, axes, opset, folder):
         loss=artifacts.LossType.CrossEntropyLoss,
         optimizer=artifacts.OptimType.AdamW,
         artifact_directory=folder,
+        additional_output_names=["logits"] if case.trainable else None,
     )
-    return onnx.load(os.path.join(folder, "training_model.onnx"))
+    proto = onnx.load(os.path.join(folder, "training_model.onnx"))
+    if case.trainable:
+        inputs = {i.name for i in proto.graph.input}
+        given = (i for i in forward.graph.initializer if i.name in inputs)
+        proto.graph.initializer.extend(given)
+    return proto
 
 
 def without_dropout(proto):
@@ -244,14 +268,14 @@ def check_against_eager(proto, model, x):
 
 
 def export_case(name, out, *, opset, keep):
-    factory, batch, axes = CASES[name]
+    case = CASES[name]
     torch.manual_seed(0)
-    model, x = factory().train(), batch()
+    model, x = case.model().train(), case.batch()
     folder = os.path.join(out, f"{name}.artifacts") if keep else tempfile.mkdtemp()
     os.makedirs(folder, exist_ok=True)
     try:
-        proto = training_graph(model, x, axes, opset, folder)
-        worst = [check_against_eager(proto, model, batch(size)) for size in CHECKED]
+        proto = training_graph(model, x, case, opset, folder)
+        worst = [check_against_eager(proto, model, case.batch(size)) for size in CHECKED]
         path = os.path.join(out, f"{name}.onnx")
         onnx.save(proto, path)
         nearest = max(worst, key=lambda w: w["error"] / w["allowed"])

@@ -37,30 +37,75 @@ AXIS_MIN, AXIS_MAX = 2, 4096
 
 
 class _TrainStep(torch.nn.Module):
-    """forward(*params, *batch, labels) -> (loss, *grads), with no hidden state."""
+    """forward(*state, *batch, labels) -> outputs, with no hidden state.
 
-    def __init__(self, model, loss):
+    The state, `names` and `values`, is every parameter. The outputs, `outputs`, are the loss, the
+    logits where asked for, and the gradient of each trainable parameter.
+    """
+
+    def __init__(self, model, loss, logits=False):
         super().__init__()
         named = list(model.named_parameters())
-        self.names = [name for name, _ in named]
+        self.params = [name for name, _ in named]
+        self.names = list(self.params)
         self.values = [param.detach().clone() for _, param in named]
         self.trainable = [name for name, param in named if param.requires_grad]
         if not self.trainable:
             raise ValueError("the model has no parameter that requires a gradient")
+        self.heads = ["loss", "logits"] if logits else ["loss"]
         # Not registered as submodules: their parameters are inputs of the graph, not state.
         self.__dict__["model"] = model
         self.__dict__["loss"] = loss
 
+    @property
+    def outputs(self):
+        return [*self.heads, *(f"grad.{name}" for name in self.trainable)]
+
     def forward(self, *args):
-        params = dict(zip(self.names, args))
+        state = dict(zip(self.names, args))
         *inputs, labels = args[len(self.names) :]
+        params = {name: state[name] for name in self.params}
 
         def objective(trained):
             output = functional_call(self.model, {**params, **trained}, tuple(inputs))
-            return self.loss(output, labels)
+            return self.loss(output, labels), output
 
-        grads, loss = grad_and_value(objective)({name: params[name] for name in self.trainable})
-        return (loss, *(grads[name] for name in self.trainable))
+        step = grad_and_value(objective, has_aux=True)
+        grads, heads = step({name: params[name] for name in self.trainable})
+        return (*heads[: len(self.heads)], *self.results(grads, state))
+
+    def results(self, grads, _state):
+        return [grads[name] for name in self.trainable]
+
+
+class _SgdStep(_TrainStep):
+    """The same with the optimiser inside: updated parameters and momenta instead of gradients.
+
+    As `torch.optim.SGD(lr, momentum)` does it: m' = momentum m + gradient, p' = p - lr m'.
+    """
+
+    def __init__(self, model, loss, logits=False, *, lr, momentum):
+        super().__init__(model, loss, logits)
+        self.lr, self.momentum = lr, momentum
+        values = dict(zip(self.names, self.values))
+        self.names += [f"momentum.{name}" for name in self.trainable]
+        self.values += [torch.zeros_like(values[name]) for name in self.trainable]
+
+    @property
+    def outputs(self):
+        updated = [f"{kind}{name}" for kind in ("", "momentum.") for name in self.trainable]
+        return [*self.heads, *(f"updated.{name}" for name in updated)]
+
+    def results(self, grads, state):
+        momenta = {
+            name: self.momentum * state[f"momentum.{name}"] + grads[name] for name in self.trainable
+        }
+        params = (state[name] - self.lr * momenta[name] for name in self.trainable)
+        return [*params, *momenta.values()]
+
+
+def _train_step(model, loss, logits, sgd):
+    return _SgdStep(model, loss, logits, **sgd) if sgd else _TrainStep(model, loss, logits)
 
 
 class _FlatLinear(TorchFunctionMode):
@@ -132,7 +177,16 @@ def _strip_stack_traces(proto):
 
 
 def export_training_graph(
-    model, loss, example_batch, *, dynamic_axes=None, opset=18, param_values=False
+    model,
+    loss,
+    example_batch,
+    *,
+    dynamic_axes=None,
+    opset=18,
+    param_values=False,
+    labels_name="y",
+    logits=False,
+    sgd=None,
 ):
     """Export forward, loss and backward of `model` as one ONNX graph of standard operators.
 
@@ -142,7 +196,7 @@ def export_training_graph(
             parameter appears once. Put the model in the mode (train or eval) to be exported.
         loss: callable `(output, labels) -> scalar`.
         example_batch: `(x, y)`; `x` is a tensor or a tuple of tensors. The inputs are named `x`
-            (or `x0`, `x1`, ...) and `y`. Give sizes of 2 or more along symbolic axes: the tracer
+            (or `x0`, `x1`, ...) and `y` (`labels_name`). Give sizes of 2 or more along symbolic axes: the tracer
             specialises on 1.
         dynamic_axes: one `{axis: name}` for each batch tensor, labels last, for example
             `({0: "batch", 1: "seq"}, {0: "batch", 1: "seq"})`. None means axis 0 of each is
@@ -150,10 +204,15 @@ def export_training_graph(
         opset: the ONNX opset of the result.
         param_values: also store the current parameter values, as initializers with the names of
             the inputs (that is, their defaults). Otherwise the file holds no weights.
+        labels_name: the name of the labels' input.
+        logits: make what the model returns an output `logits`, behind the loss.
+        sgd: `{"lr": ..., "momentum": ...}` puts the optimiser into the graph: each trainable
+            parameter has another input, `momentum.<name>`, and instead of its gradient the
+            outputs `updated.<name>` and `updated.momentum.<name>`. The two numbers are constants.
 
     Returns:
-        An `onnx.ModelProto` with outputs `loss` and, for each trainable parameter,
-        `grad.<name>`.
+        An `onnx.ModelProto` with outputs `loss`, `logits` if asked for, and, for each trainable
+        parameter, `grad.<name>`.
 
     Raises:
         ValueError: nothing is trainable, an operator outside the standard domain is left, or an
@@ -163,7 +222,7 @@ def export_training_graph(
     inputs = _batch_inputs(x)
     axes = _axes_of(dynamic_axes, inputs, labels)
     symbolic = any(axes)
-    step = _TrainStep(model, loss)
+    step = _train_step(model, loss, logits, sgd)
     args = (*step.values, *inputs, labels)
 
     trace = make_fx(
@@ -195,8 +254,8 @@ def export_training_graph(
         opset_version=opset,
         optimize=True,
         verbose=False,
-        input_names=[*step.names, *_input_names(inputs), "y"],
-        output_names=["loss", *(f"grad.{name}" for name in step.trainable)],
+        input_names=[*step.names, *_input_names(inputs), labels_name],
+        output_names=step.outputs,
         dynamic_shapes=shapes,
     )
     proto = program.model_proto
@@ -205,7 +264,7 @@ def export_training_graph(
     if foreign:
         raise ValueError(f"operators outside the standard domain: {', '.join(foreign)}")
     given = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
-    for name, spec in zip([*_input_names(inputs), "y"], axes):
+    for name, spec in zip([*_input_names(inputs), labels_name], axes):
         for axis, dim in spec.items():
             if name in given and given[name][axis].dim_param != dim:
                 size = given[name][axis].dim_value
@@ -246,10 +305,13 @@ def compare_outputs(names, got, eager, exact, *, factor=16):
     return worst
 
 
-def check_against_eager(proto, model, loss, batch, *, factor=16):
+def check_against_eager(
+    proto, model, loss, batch, *, labels_name="y", logits=False, sgd=None, factor=16
+):
     """Run `proto` in ONNX Runtime on `batch` and compare each output with eager PyTorch.
 
-    `compare_outputs` says what passes and what is returned.
+    `compare_outputs` says what passes and what is returned. Momenta are random here: with the
+    zeros that training starts from, a graph that ignored them would pass.
 
     Raises:
         AssertionError: an output is over its limit, or is missing.
@@ -258,9 +320,12 @@ def check_against_eager(proto, model, loss, batch, *, factor=16):
 
     x, labels = batch
     inputs = _batch_inputs(x)
-    step = _TrainStep(model, loss)
-    exact_step = _TrainStep(copy.deepcopy(model).double(), loss)
-    names = ["loss", *(f"grad.{name}" for name in step.trainable)]
+    step = _train_step(model, loss, logits, sgd)
+    exact_step = _train_step(copy.deepcopy(model).double(), loss, logits, sgd)
+    names = step.outputs
+    for i in range(len(step.params), len(step.names)):
+        step.values[i] = torch.randn_like(step.values[i])
+        exact_step.values[i] = step.values[i].double()
     eager = step(*step.values, *inputs, labels)
     wide = [t.double() if t.is_floating_point() else t for t in inputs]
     exact = exact_step(*exact_step.values, *wide, labels)
@@ -270,9 +335,9 @@ def check_against_eager(proto, model, loss, batch, *, factor=16):
     session = ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    given = zip([*step.names, *_input_names(inputs), "y"], (*step.values, *inputs, labels))
+    given = zip([*step.names, *_input_names(inputs), labels_name], (*step.values, *inputs, labels))
     feed = {name: value.numpy() for name, value in given}
-    wanted = {i.name for i in session.get_inputs()}
+    wanted = {i.name for i in [*session.get_inputs(), *session.get_overridable_initializers()]}
     outputs = [o.name for o in session.get_outputs()]
     assert outputs == names, f"outputs are {outputs}, expected {names}"
     got = session.run(None, {name: value for name, value in feed.items() if name in wanted})

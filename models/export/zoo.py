@@ -78,6 +78,19 @@ class Mlp(nn.Module):
         return self.fc3(F.gelu(self.fc2(F.relu(self.fc1(x)))))
 
 
+class DigitsMlp(nn.Module):
+    """A classifier of the 8x8 digits. GELU, so that the inputs of fc2 and fc3 can be freed."""
+
+    def __init__(self, hidden=256):
+        super().__init__()
+        self.fc1 = nn.Linear(64, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.fc3 = nn.Linear(hidden, 10)
+
+    def forward(self, x):
+        return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(x)))))
+
+
 class DeepMlp(nn.Module):
     """Equal GELU layers: the clearest case of what saving inputs of linear layers costs."""
 
@@ -360,6 +373,10 @@ def llama_256x4():
     return LlamaTiny(vocab=256, dim=256, inter=1024, layers=4, heads=4, kv_heads=4, length=128)
 
 
+def digits_vit():
+    return ViTTiny(dim=48, hidden=192)
+
+
 def llama_768x4():
     return LlamaTiny(vocab=256, dim=768, inter=2048, layers=4, heads=12, kv_heads=12, length=128)
 
@@ -370,6 +387,11 @@ class Case(NamedTuple):
     axes: tuple  # symbolic axes of x and of y
     example_size: tuple  # sizes of the batch that is traced
     other_size: tuple  # sizes of a second batch, for the check
+    # The rest as export_training_graph has it.
+    labels: str = "y"
+    logits: bool = False
+    param_values: bool = False
+    sgd: dict | None = None
 
 
 ROWS = {0: "batch"}
@@ -378,6 +400,12 @@ ROWS_AND_STEPS = {0: "batch", 1: "seq"}
 
 def rows_case(model, batch=digits):
     return Case(model, batch, (ROWS, ROWS), (16,), (5,))
+
+
+def trainable_case(model, **more):
+    """A graph to be trained by `velora-opt run`: weights in the file, and logits for the accuracy."""
+    case = rows_case(model)
+    return case._replace(labels="labels", logits=True, param_values=True, **more)
 
 
 def tokens_case(model):
@@ -394,7 +422,14 @@ CASES = {
     "vit_tiny_hydra": rows_case(vit_hydra),
     "vit_tiny_probe": rows_case(vit_probe),
     "bert_tiny": Case(EncoderTiny, sentences, (ROWS_AND_STEPS, ROWS), (4, 16), (3, 9)),
-    # Larger, for memory measurements.
+    # To be trained on the digits of models/data.
+    "digits_mlp": trainable_case(DigitsMlp),
+    "digits_vit": trainable_case(digits_vit),
+    # Narrower, since the file holds the momenta too.
+    "digits_sgd": trainable_case(
+        lambda: DigitsMlp(hidden=128), sgd={"lr": 0.05, "momentum": 0.9}
+    ),
+    # Larger, for memory and time measurements, and for training on text.
     "deep_mlp": rows_case(DeepMlp, wide_digits),
     "llama_256x4": tokens_case(llama_256x4),
     "llama_768x4": tokens_case(llama_768x4),

@@ -169,6 +169,7 @@ fn execute(
         sizes: &BTreeMap::new(),
         partition: None,
         folder: None,
+        evaluation: false,
     };
     evaluate(&model, &request, &tensors, cpu).map_err(|e| e.to_string())
 }

@@ -2,6 +2,7 @@
 
 use crate::ops::Op;
 use crate::plan::{BufferId, Plan, Step};
+use crate::session::optimizer::{Optimizer, Step as OptimizerStep};
 use crate::tensor::TensorType;
 use std::time::Instant;
 use thiserror::Error;
@@ -43,6 +44,9 @@ pub trait Executable: Send {
     /// Copies bytes into a buffer of the selected plan.
     fn write(&mut self, buffer: BufferId, bytes: &[u8]);
 
+    /// Has a buffer of the selected plan filled by its caller.
+    fn fill(&mut self, buffer: BufferId, write: &mut dyn FnMut(&mut [u8]));
+
     /// Copies a buffer's bytes out.
     fn read(&self, buffer: BufferId, bytes: &mut [u8]);
 
@@ -55,6 +59,15 @@ pub trait Executable: Send {
         context: &StepContext,
         observer: Option<&mut dyn Observer>,
     ) -> Result<(), Fault>;
+
+    /// The root of the sum of the squares of all gradients.
+    fn gradient_norm(&self) -> f64;
+
+    /// Updates all trained parameters from their gradients.
+    ///
+    /// # Errors
+    /// [`Fault`] where the plan was made for another optimiser.
+    fn update(&mut self, optimizer: &Optimizer, step: &OptimizerStep) -> Result<(), Fault>;
 
     /// The most bytes of each region that executions have touched so far, in the order of
     /// [`crate::plan::Region::ALL`]: counted, not planned.

@@ -6,9 +6,13 @@
 
 pub mod backend;
 pub mod cpu;
+pub mod data;
 pub mod evaluate;
 pub mod lower;
 pub mod ops;
 pub mod plan;
 pub mod program;
+pub mod random;
+pub mod session;
 pub mod tensor;
+pub mod training;

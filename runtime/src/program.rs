@@ -168,15 +168,16 @@ impl Program {
         });
     }
 
-    /// Forgets inputs that nothing reads.
+    /// Forgets inputs that nothing reads, unless they stay from step to step: another program of the
+    /// same model may read those.
     pub fn drop_unread_inputs(&mut self) {
         let mut read = vec![false; self.values.len()];
         let operands = (self.operations.iter()).flat_map(|op| op.inputs.iter().flatten());
         for id in operands.copied().chain(self.wanted()) {
             read[self.root(id).index()] = true;
         }
-        for input in &mut self.inputs {
-            *input = input.filter(|id| read[id.index()]);
+        for (input, region) in self.inputs.iter_mut().zip(&self.input_regions) {
+            *input = input.filter(|id| *region != Region::Inputs || read[id.index()]);
         }
     }
 }

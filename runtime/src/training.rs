@@ -144,6 +144,23 @@ pub struct Wired {
     pub logits: Option<TensorId>,
 }
 
+impl Wired {
+    /// Leaves only the loss and the logits to be computed. Gradients keep their places, so that the
+    /// plan's parameters lie where those of a training plan do.
+    pub fn forget_gradients(&mut self) {
+        let program = &mut self.program;
+        for number in 0..program.trained.len() {
+            let ty = program.ty(program.trained[number].parameter).clone();
+            let kept = Source::Kept(Region::Gradients);
+            program.trained[number].gradient = program.add("gradient", ty, kept);
+        }
+        program.carried.clear();
+        self.reset = None;
+        program.drop_dead();
+        program.drop_unread_inputs();
+    }
+}
+
 /// Lowers a training graph.
 ///
 /// `batch` are the positions of the inputs that come with every step; the rest of
@@ -183,7 +200,9 @@ pub fn wire(
             refusal: Refusal(what.to_owned()),
         };
         let Some(weight) = at(&program, parameter.input) else {
-            return Err(missing("the parameter is trained, and no operation reads it"));
+            return Err(missing(
+                "the parameter is trained, and no operation reads it",
+            ));
         };
         // Of an accumulator, what it adds; its buffer is ours to give.
         let gradient = match parameter.buffer.and_then(|buffer| at(&program, buffer)) {
@@ -201,6 +220,12 @@ pub fn wire(
             None => outputs[parameter.output],
         };
         let ty = program.ty(weight).clone();
+        if ty.data_type != DataType::FLOAT || program.ty(gradient).data_type != DataType::FLOAT {
+            return Err(missing(&format!(
+                "the parameter is {ty} and its gradient {}; the optimisers here train float ones",
+                program.ty(gradient)
+            )));
+        }
         if program.ty(gradient).elements() != ty.elements() {
             return Err(missing(&format!(
                 "the gradient is {} and the parameter {ty}",
@@ -245,7 +270,10 @@ fn fresh(program: &mut Program, gradient: TensorId, parameter: &str) -> TensorId
     let root = program.root(gradient);
     let own = matches!(program.value(root).source, Source::Computed)
         && program.ty(root).elements() == program.ty(gradient).elements()
-        && !program.trained.iter().any(|t| program.root(t.gradient) == root);
+        && !program
+            .trained
+            .iter()
+            .any(|t| program.root(t.gradient) == root);
     if own {
         return gradient;
     }
@@ -257,18 +285,13 @@ fn fresh(program: &mut Program, gradient: TensorId, parameter: &str) -> TensorId
 }
 
 /// The sum of gradients over several steps, in a buffer that stays.
-fn summed(
-    program: &mut Program,
-    gradient: TensorId,
-    flag: TensorId,
-    parameter: &str,
-) -> TensorId {
+fn summed(program: &mut Program, gradient: TensorId, flag: TensorId, parameter: &str) -> TensorId {
     let ty = program.ty(gradient).clone();
     let name = format!("{parameter}/gradient");
     let buffer = program.add(name.clone(), ty.clone(), Source::Kept(Region::Gradients));
     let sum = program.add(name, ty, Source::Update(buffer));
     program.operations.push(Operation {
-        op: Op::Accumulate(Accumulate::default()),
+        op: Op::Accumulate(Accumulate::Overwrite),
         inputs: vec![Some(buffer), Some(gradient), Some(flag)],
         outputs: vec![Some(sum)],
         node: parameter.to_owned(),
@@ -299,7 +322,10 @@ fn carry(
             Some(true) => Region::Parameters,
             _ => Region::Optimizer,
         };
-        let (from, name) = (outputs[output], graph.value(graph.inputs()[input]).name.clone());
+        let (from, name) = (
+            outputs[output],
+            graph.value(graph.inputs()[input]).name.clone(),
+        );
         let (old, new) = (program.ty(into).clone(), program.ty(from).clone());
         if old != new {
             return Err(LowerError::Value {

@@ -15,6 +15,7 @@ fn run(source: &str, inputs: &[(&str, Tensor)]) -> Vec<Tensor> {
         sizes: &BTreeMap::new(),
         partition: None,
         folder: None,
+        evaluation: false,
     };
     let inputs = inputs.iter().map(|(n, t)| ((*n).to_owned(), t.clone()));
     let cpu = Cpu::new(1).unwrap();

@@ -148,6 +148,13 @@ impl Uses {
         let (start, end) = buffer.readers;
         &self.readers[start..end]
     }
+
+    /// Element-wise nodes with one output: the node, the output, and the roots of its inputs, over which
+    /// the output may be written.
+    pub fn overwrites(&self) -> impl Iterator<Item = (NodeId, ValueId, &[ValueId])> {
+        let nodes = self.element_wise.iter();
+        nodes.map(|&(node, output, (start, end))| (node, output, &self.over[start..end]))
+    }
 }
 
 /// Roots by step, one list behind the other.

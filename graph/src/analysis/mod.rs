@@ -3,6 +3,7 @@
 
 pub mod buffers;
 pub mod lifetimes;
+pub mod order;
 pub mod partition;
 pub mod roles;
 pub mod saved;

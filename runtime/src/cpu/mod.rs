@@ -5,17 +5,21 @@
 pub mod accumulate;
 pub mod elementwise;
 pub mod gemm;
+pub(crate) mod in_place;
 pub mod index;
 pub mod loss;
+pub mod math;
 pub mod matmul;
 pub mod memory;
 pub mod movement;
 pub mod normalize;
+pub(crate) mod number;
 mod prepared;
 pub mod product;
 pub mod random;
 pub mod recurrent;
 pub mod reduce;
+pub(crate) mod rows;
 pub mod velora;
 pub mod window;
 

@@ -3,7 +3,9 @@
 use super::memory::{Cut, Memory};
 use super::{Cpu, execute};
 use crate::backend::{Backend, Executable, Fault, Observer, StepContext};
-use crate::plan::{BufferId, Plan, Step};
+use crate::plan::{BufferId, Operand, Plan, Step};
+use crate::session::gradient::global_norm;
+use crate::session::optimizer::{Optimizer, Step as OptimizerStep};
 use std::time::Instant;
 
 /// A plan and how its steps borrow from the block.
@@ -90,9 +92,13 @@ impl Executable for Prepared<'_> {
     }
 
     fn write(&mut self, buffer: BufferId, bytes: &[u8]) {
+        self.fill(buffer, &mut |place| place.copy_from_slice(bytes));
+    }
+
+    fn fill(&mut self, buffer: BufferId, write: &mut dyn FnMut(&mut [u8])) {
         let buffer = self.plan().buffer(buffer);
         let (start, end) = (buffer.offset, buffer.offset + buffer.bytes);
-        self.memory.bytes_mut()[start..end].copy_from_slice(bytes);
+        write(&mut self.memory.bytes_mut()[start..end]);
         self.touch(start, end);
     }
 
@@ -127,6 +133,62 @@ impl Executable for Prepared<'_> {
                     observer.finished(number, step, (began, Instant::now()), &mut written);
                     ended = Some(Instant::now());
                 }
+            }
+            Ok(())
+        })
+    }
+
+    fn gradient_norm(&self) -> f64 {
+        let plan = self.plan();
+        let gradients = plan.trained.iter().map(|trained| {
+            let buffer = plan.buffer(trained.gradient.buffer);
+            let bytes = &self.memory.bytes()[buffer.offset..buffer.offset + buffer.bytes];
+            bytemuck::cast_slice(bytes)
+        });
+        self.cpu.pool.install(|| global_norm(gradients))
+    }
+
+    fn update(&mut self, optimizer: &Optimizer, step: &OptimizerStep) -> Result<(), Fault> {
+        let Ready { plan, .. } = &self.ready[self.selected];
+        let memory = self.memory.bytes_mut();
+        let touched = &mut self.touched;
+        self.cpu.pool.install(|| {
+            for trained in &plan.trained {
+                let span = |operand: &Operand| {
+                    let buffer = plan.buffer(operand.buffer);
+                    buffer.offset..buffer.offset + buffer.bytes
+                };
+                // Where there is no second or third state, an empty span in its place.
+                let state = |number| trained.state.get(number).map_or(0..0, span);
+                let spans = [
+                    span(&trained.parameter),
+                    span(&trained.gradient),
+                    state(0),
+                    state(1),
+                ];
+                let fault = |message: String| Fault::Data {
+                    node: plan.buffer(trained.parameter.buffer).name.clone(),
+                    op: "update",
+                    message,
+                };
+                for span in &spans {
+                    touch(touched, &plan.regions, span.start, span.end);
+                }
+                let parts = memory.get_disjoint_mut(spans);
+                let [parameter, gradient, first, second] =
+                    parts.map_err(|error| fault(error.to_string()))?;
+                let mut state: [&mut [f32]; 2] = [
+                    bytemuck::cast_slice_mut(first),
+                    bytemuck::cast_slice_mut(second),
+                ];
+                optimizer
+                    .update(
+                        step,
+                        bytemuck::cast_slice_mut(parameter),
+                        bytemuck::cast_slice(gradient),
+                        &mut state[..trained.state.len().min(2)],
+                    )
+                    .map_err(|error| fault(error.to_string()))?;
             }
             Ok(())
         })

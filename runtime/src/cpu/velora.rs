@@ -1,9 +1,12 @@
-//! The operators of `ai.velora`.
+//! Compressed activations: every kernel reads or writes the large operand once, in order.
 
 use super::Machine;
 use super::memory::Call;
+use super::number::{Float, Lane, Number, with_float};
+use super::reduce::Columns;
+use super::rows::{RowsMut, Sum, dispatch, fold_pairs, for_blocks, rows_per_block};
 use crate::backend::StepContext;
-use crate::ops::velora::Velora;
+use crate::ops::velora::{SubTokens, Velora};
 use crate::tensor::TensorType;
 
 /// Bytes of scratch that an operation needs.
@@ -13,10 +16,195 @@ pub fn workspace(
     _inputs: &[Option<&TensorType>],
     _outputs: &[Option<&TensorType>],
 ) -> usize {
-    match *op {}
+    match op {
+        // Sums of the features by block of rows, and of the entries of a sub-token.
+        Velora::MeanDirection(op) => {
+            (Columns::new(op.rows, op.features).partials() + op.size()) * 8
+        }
+        _ => 0,
+    }
 }
 
 /// Executes an operation; the error says what is wrong with the data.
-pub fn execute(op: &Velora, _context: &StepContext, _call: Call<'_>) -> Result<(), String> {
-    match *op {}
+pub fn execute(op: &Velora, _context: &StepContext, call: Call<'_>) -> Result<(), String> {
+    let Some(first) = &call.inputs[0] else {
+        return Err("the first input is missing".to_owned());
+    };
+    with_float!(first.ty.data_type, T => typed::<T>(op, call))
+}
+
+fn typed<T: Number>(op: &Velora, mut call: Call<'_>) -> Result<(), String>
+where
+    T::Lane: Float,
+{
+    let ([Some(x), v, ..], [Some(y), ..]) = (&call.inputs, &mut call.outputs) else {
+        return Err("an operand is missing".to_owned());
+    };
+    let (x, y) = (x.elements::<T>(), y.elements::<T>());
+    let v = v.map_or(&[][..], |v| v.elements::<T>());
+    match op {
+        Velora::Compress(op) => {
+            let block = rows_per_block(op.features);
+            for_blocks(0..op.rows, block, RowsMut::new(y, op.groups), &|rows, z| {
+                let x = &x[rows.start * op.features..rows.end * op.features];
+                // Sub-tokens that are shorter than a vector are added across sub-tokens.
+                match (op.size(), op.features % op.size().max(1)) {
+                    (1, _) => dispatch(compress_short::<T, 1>, (op, x, v, z.elements)),
+                    (2, 0) => dispatch(compress_short::<T, 2>, (op, x, v, z.elements)),
+                    (3, 0) => dispatch(compress_short::<T, 3>, (op, x, v, z.elements)),
+                    (4, 0) => dispatch(compress_short::<T, 4>, (op, x, v, z.elements)),
+                    (6, 0) => dispatch(compress_short::<T, 6>, (op, x, v, z.elements)),
+                    (8, 0) => dispatch(compress_short::<T, 8>, (op, x, v, z.elements)),
+                    _ => dispatch(compress::<T>, (op, x, v, z.elements)),
+                }
+            });
+        }
+        Velora::MeanDirection(op) => direction(op, x, y, bytemuck::cast_slice_mut(call.workspace)),
+        Velora::Spread { sizes, scale } => {
+            let block = rows_per_block(sizes.features);
+            let written = RowsMut::new(y, sizes.features);
+            for_blocks(0..sizes.rows, block, written, &|rows, y| {
+                let p = &x[rows.start * sizes.groups..rows.end * sizes.groups];
+                dispatch(spread::<T>, (sizes, *scale, p, v, y.elements));
+            });
+        }
+        Velora::Repeat { sizes, scale } => {
+            let block = rows_per_block(sizes.rows);
+            let written = RowsMut::new(y, sizes.rows);
+            for_blocks(0..sizes.features, block, written, &|features, y| {
+                dispatch(repeat::<T>, (sizes, *scale, x, v, features, y.elements));
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Sub-tokens of any size.
+#[inline(always)]
+fn compress<T: Number>((op, x, v, z): (&SubTokens, &[T], &[T], &mut [T])) {
+    if op.features == 0 {
+        z.fill(T::narrow(T::Lane::default()));
+        return;
+    }
+    let rows = x
+        .chunks_exact(op.features)
+        .zip(z.chunks_exact_mut(op.groups));
+    for (x, z) in rows {
+        for (group, z) in z.iter_mut().enumerate() {
+            let x = &x[op.span(group)];
+            let sum =
+                fold_pairs::<T, T, T::Lane, Sum>(x, &v[..x.len()], |x, v| x.lane().mul(v.lane()));
+            *z = T::narrow(T::Lane::narrow(sum));
+        }
+    }
+}
+
+/// Sub-tokens of a few elements, none of them padded but empty ones at the end of a row.
+#[inline(always)]
+fn compress_short<T: Number, const M: usize>((op, x, v, z): (&SubTokens, &[T], &[T], &mut [T])) {
+    let mut direction = [T::Lane::default(); M];
+    for (entry, v) in direction.iter_mut().zip(v) {
+        *entry = v.lane();
+    }
+    let dot = |x: &[T; M]| {
+        let mut sum = x[0].lane().mul(direction[0]);
+        for m in 1..M {
+            sum = sum.add(x[m].lane().mul(direction[m]));
+        }
+        T::narrow(sum)
+    };
+    if op.features == op.groups * M {
+        let (sub_tokens, _) = x.as_chunks::<M>();
+        for (z, x) in z.iter_mut().zip(sub_tokens) {
+            *z = dot(x);
+        }
+        return;
+    }
+    let rows = x
+        .chunks_exact(op.features.max(1))
+        .zip(z.chunks_exact_mut(op.groups));
+    for (x, z) in rows {
+        let (sub_tokens, _) = x.as_chunks::<M>();
+        let (full, empty) = z.split_at_mut(sub_tokens.len());
+        for (z, x) in full.iter_mut().zip(sub_tokens) {
+            *z = dot(x);
+        }
+        empty.fill(T::narrow(T::Lane::default()));
+    }
+}
+
+fn direction<T: Number>(op: &SubTokens, x: &[T], v: &mut [T], work: &mut [f64])
+where
+    T::Lane: Float,
+{
+    let size = op.size();
+    let columns = Columns::new(op.rows, op.features);
+    let (partials, sums) = work.split_at_mut(columns.partials());
+    let features = columns.fold::<T, Sum>(x, partials);
+    let sums = &mut sums[..size];
+    sums.fill(0.0);
+    for sub_token in features.chunks(size.max(1)) {
+        for (sum, feature) in sums.iter_mut().zip(sub_token) {
+            *sum += feature;
+        }
+    }
+    // The norm of the mean is that of the sum over the number of sub-tokens, which falls out.
+    let norm = sums.iter().map(|sum| sum * sum).sum::<f64>().sqrt();
+    let even = 1.0 / (size as f64).sqrt();
+    for (v, sum) in v.iter_mut().zip(sums) {
+        let entry = match norm < f64::from(f32::MIN_POSITIVE) {
+            true => even,
+            false => *sum / norm,
+        };
+        *v = T::narrow(T::Lane::narrow(entry));
+    }
+}
+
+#[inline(always)]
+fn spread<T: Number>((op, scale, p, v, y): (&SubTokens, f32, &[T], &[T], &mut [T]))
+where
+    T::Lane: Float,
+{
+    let scale = T::Lane::from_f64(scale.into());
+    let size = op.size();
+    if size == 0 {
+        return;
+    }
+    let rows = y.chunks_exact_mut(op.features);
+    for (y, p) in rows.zip(p.chunks_exact(op.groups)) {
+        for (y, p) in y.chunks_mut(size).zip(p) {
+            let p = p.lane();
+            for (y, v) in y.iter_mut().zip(v) {
+                *y = T::narrow(v.lane().mul(scale).mul(p));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn repeat<T: Number>(
+    (op, scale, p, v, features, y): (
+        &SubTokens,
+        f32,
+        &[T],
+        &[T],
+        std::ops::Range<usize>,
+        &mut [T],
+    ),
+) where
+    T::Lane: Float,
+{
+    let scale = T::Lane::from_f64(scale.into());
+    let (size, width) = (op.size(), op.rows);
+    if size == 0 || width == 0 {
+        return;
+    }
+    for (feature, y) in features.zip(y.chunks_exact_mut(width)) {
+        let (group, entry) = (feature / size, feature % size);
+        let factor = v[entry].lane().mul(scale);
+        let p = &p[group * width..(group + 1) * width];
+        for (y, p) in y.iter_mut().zip(p) {
+            *y = T::narrow(factor.mul(p.lane()));
+        }
+    }
 }

@@ -8,7 +8,7 @@ pub mod constants;
 
 use crate::ops::{Op, family};
 use crate::plan::Region;
-use crate::program::{Operation, Program, Source, TensorId};
+use crate::program::{Operation, Program, Source, TensorId, Value};
 use crate::tensor::{Tensor, TensorType};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use velora_graph::analysis::partition::{Half, Partition};
 use velora_graph::ir::{GraphError, Model, Node, NodeId, Origin, ValueId};
+use velora_graph::onnx::schema::TensorProto;
 use velora_graph::shapes::{Context, DataType, ShapeErrors, Shapes, infer};
 
 /// Why the runtime cannot execute a graph.
@@ -68,6 +69,8 @@ pub struct Request<'a> {
     pub partition: Option<&'a Partition>,
     /// The folder that external data lies in.
     pub folder: Option<&'a Path>,
+    /// Whether the program evaluates a trained model: what is random in training is left out.
+    pub evaluation: bool,
 }
 
 /// Makes the program of a model.
@@ -161,6 +164,11 @@ impl Lowering<'_> {
     /// The version of a domain's operator set that the model imports; 1 where it imports none.
     pub fn opset(&self, domain: &str) -> i64 {
         self.model.opset(domain).unwrap_or(1)
+    }
+
+    /// Whether the program evaluates a trained model, see [`Request::evaluation`].
+    pub fn evaluation(&self) -> bool {
+        self.request.evaluation
     }
 
     /// The type of a value of the graph.
@@ -365,9 +373,22 @@ impl Lowering<'_> {
         }
     }
 
+    /// The tensor of an attribute.
+    ///
+    /// # Errors
+    /// [`Refusal`] where its data does not fit its type.
+    pub fn attribute_tensor(&self, proto: &TensorProto) -> Result<Tensor, Refusal> {
+        constants::from_proto(proto, self.request.folder)
+    }
+
     /// The type of a tensor.
     pub fn ty(&self, id: TensorId) -> TensorType {
         self.program.ty(id).clone()
+    }
+
+    /// What is known of a tensor.
+    pub fn value(&self, id: TensorId) -> &Value {
+        self.program.value(id)
     }
 
     /// Whether somebody wants an output of a node.

@@ -100,6 +100,11 @@ impl Op {
         }
     }
 
+    /// Whether the operation runs as soon as it can: compressions, so that their input can die.
+    pub fn is_eager(&self) -> bool {
+        matches!(self.name(), "Compress" | "MeanDirection")
+    }
+
     /// Which input an output may be written over, where that input dies in the operation and has the
     /// same bytes: pairs of output and input positions. The kernel must then read an element before it
     /// writes over it.

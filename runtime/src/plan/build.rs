@@ -1,5 +1,7 @@
 //! From a program to a plan.
 
+use super::arena::{Interval, PlaceError, Placement, place};
+use super::order::order;
 use super::{
     ALIGNMENT, Buffer, BufferId, Footprint, MAX_OPERANDS, Operand, Plan, Region, Step,
     TrainedOperands,
@@ -8,10 +10,17 @@ use crate::backend::Backend;
 use crate::program::{Program, Source, TensorId};
 use crate::tensor::TensorType;
 use thiserror::Error;
+use velora_graph::analysis::order::TaskError;
 
 /// Why there is no plan.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Debug, PartialEq, Eq, Error)]
 pub enum PlanError {
+    /// The operations have no order.
+    #[error("the operations cannot be ordered: {0}")]
+    Order(#[from] TaskError),
+    /// The arena is beyond any memory.
+    #[error("the arena cannot be placed: {0}")]
+    Place(#[from] PlaceError),
     /// An operation is too wide.
     #[error("node '{node}' has {count} operands on one side, and the runtime takes {MAX_OPERANDS}")]
     Operands {
@@ -28,12 +37,22 @@ pub enum PlanError {
 /// [`PlanError`] where an operation has too many operands.
 pub fn build(program: &Program, backend: &dyn Backend) -> Result<Plan, PlanError> {
     let mut builder = Builder::new(program);
+    let workspaces: Vec<usize> = (program.operations.iter())
+        .map(|operation| {
+            let types = |operands: &[Option<TensorId>]| -> Vec<Option<&TensorType>> {
+                let operands = operands.iter();
+                operands.map(|id| id.map(|id| program.ty(id))).collect()
+            };
+            let (inputs, outputs) = (types(&operation.inputs), types(&operation.outputs));
+            backend.workspace(&operation.op, &inputs, &outputs)
+        })
+        .collect();
+    let order = order(program, &builder.roots, &builder.regions, &workspaces)?;
     builder.persistent();
-    let order: Vec<usize> = (0..program.operations.len()).collect();
-    for &place in &order {
-        builder.step(place, backend)?;
+    for &place in &order.order {
+        builder.step(place, workspaces[place])?;
     }
-    Ok(builder.finish())
+    builder.finish(order.given_peak)
 }
 
 /// What becomes of the tensors' bytes.
@@ -150,7 +169,7 @@ impl<'p> Builder<'p> {
     }
 
     /// Adds a step for an operation.
-    fn step(&mut self, place: usize, backend: &dyn Backend) -> Result<(), PlanError> {
+    fn step(&mut self, place: usize, workspace: usize) -> Result<(), PlanError> {
         let operation = &self.program.operations[place];
         let count = operation.inputs.len().max(operation.outputs.len());
         if count > MAX_OPERANDS {
@@ -177,19 +196,9 @@ impl<'p> Builder<'p> {
         let outputs: Vec<Option<Operand>> = (operation.outputs.iter())
             .map(|output| output.map(|id| self.operand(id)))
             .collect();
-        let types = |operands: &'_ [Option<TensorId>]| -> Vec<Option<&'p TensorType>> {
-            (operands.iter())
-                .map(|id| id.map(|id| self.program.ty(id)))
-                .collect()
-        };
-        let bytes = backend.workspace(
-            &operation.op,
-            &types(&operation.inputs),
-            &types(&operation.outputs),
-        );
-        let workspace = (bytes > 0).then(|| {
+        let workspace = (workspace > 0).then(|| {
             let name = format!("{}/workspace", operation.node);
-            self.make(name, Region::Activations, bytes, now)
+            self.make(name, Region::Activations, workspace, now)
         });
         for operand in inputs.iter().chain(&outputs).flatten() {
             self.buffers[operand.buffer.index()].lifetime.1 = now;
@@ -224,7 +233,7 @@ impl<'p> Builder<'p> {
         }
     }
 
-    fn finish(mut self) -> Plan {
+    fn finish(mut self, file_order: i64) -> Result<Plan, PlanError> {
         let program = self.program;
         let inputs = (program.inputs.iter())
             .map(|id| id.map(|id| self.operand(id)))
@@ -251,11 +260,19 @@ impl<'p> Builder<'p> {
             }
         }
         let mut regions = [(0, 0); 6];
+        let mut footprint = Footprint::default();
         let mut offset = 0;
         for (region, span) in Region::ALL.into_iter().zip(&mut regions) {
             let start = offset;
             if region == Region::Activations {
-                offset += place_arena(&mut self.buffers, start);
+                let placement = place_arena(&mut self.buffers, start)?;
+                offset += placement.bytes as usize;
+                footprint = Footprint {
+                    arena: placement.bytes as usize,
+                    lower_bound: placement.lower_bound as usize,
+                    file_order: usize::try_from(file_order).unwrap_or(0),
+                    method: placement.method,
+                };
             } else {
                 for buffer in self.buffers.iter_mut().filter(|b| b.region == region) {
                     buffer.offset = offset;
@@ -265,11 +282,7 @@ impl<'p> Builder<'p> {
             }
             *span = (start, offset - start);
         }
-        let footprint = Footprint {
-            arena: regions[5].1,
-            ..Footprint::default()
-        };
-        Plan {
+        Ok(Plan {
             buffers: self.buffers,
             steps: self.steps,
             inputs,
@@ -278,18 +291,25 @@ impl<'p> Builder<'p> {
             constants,
             regions,
             footprint,
-        }
+        })
     }
 }
 
-/// Places the buffers of the arena behind `start`; the bytes it takes.
-fn place_arena(buffers: &mut [Buffer], start: usize) -> usize {
-    let mut offset = start;
-    for buffer in buffers.iter_mut() {
-        if buffer.region == Region::Activations {
-            buffer.offset = offset;
-            offset += buffer.bytes.next_multiple_of(ALIGNMENT);
-        }
+/// Places the buffers of the arena behind `start`.
+fn place_arena(buffers: &mut [Buffer], start: usize) -> Result<Placement, PlanError> {
+    let mut within: Vec<&mut Buffer> = (buffers.iter_mut())
+        .filter(|buffer| buffer.region == Region::Activations)
+        .collect();
+    let intervals: Vec<Interval> = (within.iter())
+        .map(|buffer| Interval {
+            bytes: buffer.bytes as u64,
+            first: buffer.lifetime.0,
+            last: buffer.lifetime.1,
+        })
+        .collect();
+    let placement = place(&intervals, ALIGNMENT as u64)?;
+    for (buffer, offset) in within.iter_mut().zip(&placement.offsets) {
+        buffer.offset = start + *offset as usize;
     }
-    offset - start
+    Ok(placement)
 }

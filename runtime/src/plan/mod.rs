@@ -4,7 +4,9 @@
 //! anything runs. Buffers lie in regions, one behind the other in a single block of memory, so that
 //! what the plan predicts is what a backend allocates.
 
+pub mod arena;
 mod build;
+mod order;
 
 pub use build::{PlanError, build};
 
@@ -131,6 +133,8 @@ pub struct Footprint {
     pub lower_bound: usize,
     /// The same in the file's order.
     pub file_order: usize,
+    /// What found the places.
+    pub method: &'static str,
 }
 
 /// A training step, ready to be executed.

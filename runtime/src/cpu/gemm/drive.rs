@@ -26,7 +26,13 @@ const LEAF_ROWS: usize = 168;
 /// Below this many elements packing is not worth handing to another thread.
 const PACK_LEAF: usize = 1 << 15;
 /// Up to this many panels of columns the left operand is read where it lies, if its rows are contiguous.
-const UNPACKED_PANELS: usize = 4;
+const UNPACKED_PANELS: usize = 1;
+/// Up to this many panels of rows the right operand is read where it lies, if its rows are contiguous.
+const UNPACKED_HEIGHTS: usize = 3;
+/// Elements between columns up to which the left operand is read where it lies, if these are contiguous.
+const NARROW: usize = 64;
+/// Panels of the right operand that are packed together where there are few rows.
+const PACKED_TOGETHER: usize = 8;
 /// With fewer tiles than this, blocks of the inner dimension are computed side by side.
 const FEW_TILES: usize = 32;
 
@@ -151,7 +157,38 @@ enum Left<'a, T> {
     /// In panels.
     Packed(&'a [T]),
     /// Where it lies, with the elements between two of its contiguous rows.
-    Unpacked(&'a [T], usize),
+    Rows(&'a [T], usize),
+    /// Where it lies, with the elements between two of its contiguous columns.
+    Cols(&'a [T], usize),
+}
+
+/// The right operand of a block from some column on.
+#[derive(Clone, Copy)]
+struct Right<'a, T> {
+    data: &'a [T],
+    /// Elements between the groups of a panel.
+    stride: usize,
+    /// Elements between two panels.
+    panel: usize,
+}
+
+impl<'a, T> Right<'a, T> {
+    /// One in packed panels.
+    fn packed(data: &'a [T], nr: usize, kc: usize) -> Self {
+        Right {
+            data,
+            stride: nr,
+            panel: nr * kc,
+        }
+    }
+
+    /// The same from a later column on, which starts a panel.
+    fn from(self, col: usize, nr: usize) -> Self {
+        Right {
+            data: &self.data[col / nr * self.panel..],
+            ..self
+        }
+    }
 }
 
 impl<A, B> Product<'_, A, B>
@@ -321,7 +358,12 @@ where
             // Few columns read the left operand too few times to pay for packing it.
             Some(data) if self.a.col_stride == 1 && n <= UNPACKED_PANELS * nr => {
                 let start = self.a.at(block.row, block.depth);
-                Left::Unpacked(&data[start..], self.a.row_stride)
+                Left::Rows(&data[start..], self.a.row_stride)
+            }
+            // The sums walk through such a matrix from cache line to cache line.
+            Some(data) if self.a.row_stride == 1 && self.a.col_stride <= NARROW => {
+                let start = self.a.at(block.row, block.depth);
+                Left::Cols(&data[start..], self.a.col_stride)
             }
             _ => {
                 let left = &mut left[..m * kc];
@@ -361,23 +403,34 @@ where
             leaf: LEAF.max(m * n * kc / 256),
         };
         if m <= LEAF_ROWS {
-            packed.columns(tile, 0, right, &pack_right);
+            let unpacked = B::as_accumulators(self.b.data)
+                .filter(|_| self.b.col_stride == 1 && m <= UNPACKED_HEIGHTS * height)
+                .map(|data| &data[self.b.at(block.depth, block.col)..]);
+            let right_stride = self.b.row_stride;
+            packed.columns(
+                tile,
+                0,
+                right,
+                &pack_right,
+                unpacked.map(|data| (data, right_stride)),
+            );
         } else {
             panels(right, nr * kc, &pack_right);
-            packed.tiles(tile, right, 0, 0);
+            packed.tiles(tile, Right::packed(right, nr, kc), 0, 0);
         }
     }
 }
 
 impl<T: Accumulator> Packed<'_, T> {
     /// Computes the columns from `col` on, of few rows: each panel of the right operand is packed just before
-    /// it is used and forgotten then.
+    /// it is used and forgotten then, or read where it lies if `unpacked` has it with contiguous rows.
     fn columns(
         &self,
         mut tile: TileMut<'_, T>,
         col: usize,
         right: &mut [T],
         pack_right: &(impl Fn(usize, &mut [T]) + Sync),
+        unpacked: Option<(&[T], usize)>,
     ) {
         let (m, n, nr, kc) = (tile.rows(), tile.cols(), self.kernels.nr, self.block.kc);
         if n > nr && m * n * kc > self.leaf {
@@ -385,23 +438,49 @@ impl<T: Accumulator> Packed<'_, T> {
             let (first, second) = tile.split_cols(at);
             let (first_right, second_right) = right.split_at_mut(at * kc);
             rayon::join(
-                || self.columns(first, col, first_right, pack_right),
-                || self.columns(second, col + at, second_right, pack_right),
+                || self.columns(first, col, first_right, pack_right, unpacked),
+                || self.columns(second, col + at, second_right, pack_right, unpacked),
             );
             return;
         }
-        let panel = &mut right[..nr * kc];
-        for j in (0..n).step_by(nr) {
-            pack_right((col + j) / nr, panel);
-            let (first, rest) = tile.split_cols(nr);
+        for j in (0..n).step_by(PACKED_TOGETHER * nr) {
+            let (group, rest) = tile.split_cols(PACKED_TOGETHER * nr);
             tile = rest;
-            self.leaf(first, panel, 0, col + j);
+            let mut group = group;
+            if let Some((data, stride)) = unpacked {
+                let whole = group.cols() / nr * nr;
+                let (first, rest) = group.split_cols(whole);
+                self.leaf(
+                    first,
+                    Right {
+                        data: &data[col + j..],
+                        stride,
+                        panel: nr,
+                    },
+                    0,
+                    col + j,
+                );
+                if rest.cols() > 0 {
+                    let panel = &mut right[..nr * kc];
+                    pack_right((col + j + whole) / nr, panel);
+                    self.leaf(rest, Right::packed(panel, nr, kc), 0, col + j + whole);
+                }
+                continue;
+            }
+            for (index, panel) in right
+                .chunks_mut(nr * kc)
+                .enumerate()
+                .take(group.cols().div_ceil(nr))
+            {
+                pack_right((col + j) / nr + index, panel);
+            }
+            self.leaf(group.reborrow(), Right::packed(right, nr, kc), 0, col + j);
         }
     }
 
     /// Computes the rectangle that starts at `row` and `col` of the block's one, both at the start of a panel;
     /// `right` is the packed right operand from `col` on.
-    fn tiles(&self, tile: TileMut<'_, T>, right: &[T], row: usize, col: usize) {
+    fn tiles(&self, tile: TileMut<'_, T>, right: Right<'_, T>, row: usize, col: usize) {
         let (m, n, nr) = (tile.rows(), tile.cols(), self.kernels.nr);
         let half = |length: usize, unit: usize| length.div_ceil(unit) / 2 * unit;
         let small = m * n * self.block.kc <= self.leaf;
@@ -414,7 +493,7 @@ impl<T: Accumulator> Packed<'_, T> {
             let (first, second) = tile.split_cols(at);
             (
                 (first, right, row, col),
-                (second, &right[at * self.block.kc..], row, col + at),
+                (second, right.from(at, nr), row, col + at),
             )
         } else {
             return self.leaf(tile, right, row, col);
@@ -429,23 +508,30 @@ impl<T: Accumulator> Packed<'_, T> {
     }
 
     /// Computes a rectangle on this thread.
-    fn leaf(&self, mut tile: TileMut<'_, T>, right: &[T], row: usize, col: usize) {
+    fn leaf(&self, mut tile: TileMut<'_, T>, right: Right<'_, T>, row: usize, col: usize) {
         let (m, n, nr, kc) = (tile.rows(), tile.cols(), self.kernels.nr, self.block.kc);
         let stride = tile.stride();
         let start = tile.as_mut_ptr();
         for j in (0..n).step_by(nr) {
-            let right = &right[j * kc..][..nr * kc];
+            let (b, b_stride) = (
+                &right.from(j, nr).data[..(kc - 1) * right.stride + nr],
+                right.stride,
+            );
             let cols = nr.min(n - j);
             for i in (0..m).step_by(self.height) {
                 let rows = self.height.min(m - i);
-                let (kernels, a, a_stride) = match self.left {
+                let (kernels, a, a_row_stride, a_depth_stride) = match self.left {
                     Left::Packed(left) => {
                         let panel = &left[(row + i) * kc..][..rows * kc];
-                        (self.kernels.packed, panel, 0)
+                        (self.kernels.packed, panel, 1, rows)
                     }
-                    Left::Unpacked(left, stride) => {
+                    Left::Rows(left, stride) => {
                         let rows = &left[(row + i) * stride..][..(rows - 1) * stride + kc];
-                        (self.kernels.unpacked, rows, stride)
+                        (self.kernels.unpacked, rows, stride, 1)
+                    }
+                    Left::Cols(left, stride) => {
+                        let cols = &left[row + i..][..(kc - 1) * stride + rows];
+                        (self.kernels.packed, cols, 1, stride)
                     }
                 };
                 // SAFETY: the slices have what the kernel reads, and `rows` by `cols` elements from `i`, `j`
@@ -454,8 +540,10 @@ impl<T: Accumulator> Packed<'_, T> {
                     kernels[rows - 1](&Job {
                         k: kc,
                         a: a.as_ptr(),
-                        a_stride,
-                        b: right.as_ptr(),
+                        a_row_stride,
+                        a_depth_stride,
+                        b: b.as_ptr(),
+                        b_stride,
                         c: start.add(i * stride + j),
                         c_stride: stride,
                         cols,

@@ -18,7 +18,8 @@ macro_rules! kernel {
         #[inline]
         unsafe fn $tile<const R: usize, const PACKED: bool>(job: &Job<$type>) {
             const NR: usize = 2 * $lanes;
-            let (k, a, b) = (job.k, job.a, job.b);
+            let (k, a, b, b_stride) = (job.k, job.a, job.b, job.b_stride);
+            let a_stride = if PACKED { job.a_depth_stride } else { job.a_row_stride };
             for row in 0..R {
                 // The result is needed only after the sums: it comes meanwhile. Prefetches cannot fault.
                 let row = job.c.wrapping_add(row * job.c_stride);
@@ -28,9 +29,9 @@ macro_rules! kernel {
             let mut step = |p: usize| {
                 // SAFETY: the right operand has `k` groups of two vectors.
                 let right =
-                    unsafe { [$load(b.add(p * NR)), $load(b.add(p * NR + $lanes))] };
+                    unsafe { [$load(b.add(p * b_stride)), $load(b.add(p * b_stride + $lanes))] };
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let at = if PACKED { p * R + row } else { row * job.a_stride + p };
+                    let at = if PACKED { p * a_stride + row } else { row * a_stride + p };
                     // SAFETY: the left operand has an element for every row of the tile and every `p`.
                     let left = $splat(unsafe { *a.add(at) });
                     for (sum, &right) in sums.iter_mut().zip(&right) {

@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use super::{Job, Kernel, Kernels};
 
-/// How far ahead of the sums the right operand is fetched, in elements.
-const AHEAD: usize = 512;
+/// How far ahead of the sums the right operand is fetched, in groups.
+const AHEAD: usize = 16;
 
 macro_rules! kernel {
     (
@@ -22,7 +22,8 @@ macro_rules! kernel {
         #[inline]
         unsafe fn $tile<const R: usize, const V: usize, const PACKED: bool>(job: &Job<$type>) {
             const NR: usize = 2 * $lanes;
-            let (k, a, b) = (job.k, job.a, job.b);
+            let (k, a, b, b_stride) = (job.k, job.a, job.b, job.b_stride);
+            let a_stride = if PACKED { job.a_depth_stride } else { job.a_row_stride };
             for row in 0..R {
                 // The result is needed only after the sums: it comes meanwhile. Prefetches cannot fault.
                 let row = job.c.wrapping_add(row * job.c_stride);
@@ -31,15 +32,16 @@ macro_rules! kernel {
             }
             let mut sums = [[$zero(); V]; R];
             let mut step = |p: usize| {
-                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(p * NR + AHEAD).cast());
-                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(p * NR + AHEAD + $lanes).cast());
+                let ahead = b.wrapping_add((p + AHEAD) * b_stride);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add($lanes).cast());
                 let mut right = [$zero(); V];
                 for (v, right) in right.iter_mut().enumerate() {
                     // SAFETY: the right operand has `k` groups of two vectors.
-                    *right = unsafe { $load(b.add(p * NR + v * $lanes)) };
+                    *right = unsafe { $load(b.add(p * b_stride + v * $lanes)) };
                 }
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let at = if PACKED { p * R + row } else { row * job.a_stride + p };
+                    let at = if PACKED { p * a_stride + row } else { row * a_stride + p };
                     // SAFETY: the left operand has an element for every row of the tile and every `p`.
                     let left = $splat(unsafe { *a.add(at) });
                     for (sum, &right) in sums.iter_mut().zip(&right) {

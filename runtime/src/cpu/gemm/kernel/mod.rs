@@ -13,13 +13,17 @@ mod portable;
 pub struct Job<T> {
     /// The length of the sums.
     pub k: usize,
-    /// The left operand. Packed: `k` groups with one element per row of the tile. Unpacked: rows of `k`
-    /// contiguous elements, `a_stride` apart.
+    /// The left operand: the first element of the first row of the tile.
     pub a: *const T,
-    /// Elements between the rows of an unpacked left operand.
-    pub a_stride: usize,
-    /// The right operand, packed: `k` groups of `nr` elements.
+    /// Elements between the rows of the left operand; those of a packed one lie side by side.
+    pub a_row_stride: usize,
+    /// Elements between the groups of a packed left operand, of which there is one for each of the `k` terms;
+    /// the elements of a row of an unpacked one lie side by side.
+    pub a_depth_stride: usize,
+    /// The right operand: `k` groups of `nr` elements.
     pub b: *const T,
+    /// Elements between the groups of the right operand.
+    pub b_stride: usize,
     /// The tile of the result.
     pub c: *mut T,
     /// Elements between the rows of the result.
@@ -60,9 +64,9 @@ pub struct Kernels<T: 'static> {
     pub name: &'static str,
     /// The columns of a full tile.
     pub nr: usize,
-    /// For each number of rows from 1 on, the kernel that reads a packed left operand.
+    /// For each number of rows from 1 on, the kernel for a left operand in groups of elements, one of each row.
     pub packed: &'static [Kernel<T>],
-    /// The same for a left operand read where it lies, its rows contiguous.
+    /// The same for a left operand whose rows are contiguous.
     pub unpacked: &'static [Kernel<T>],
     /// A fast way to pack an operand against the order in which it lies.
     pub interleave: Option<Interleave<T>>,

@@ -12,15 +12,20 @@ const NR: usize = 8;
 ///
 /// As [`Kernel`].
 unsafe fn tile<T: Accumulator, const R: usize, const PACKED: bool>(job: &Job<T>) {
+    let a_stride = if PACKED {
+        job.a_depth_stride
+    } else {
+        job.a_row_stride
+    };
     let mut sums = [[T::ZERO; NR]; R];
     for p in 0..job.k {
         // SAFETY: the right operand has `k` groups of `NR` elements.
-        let b = unsafe { job.b.add(p * NR).cast::<[T; NR]>().read() };
+        let b = unsafe { job.b.add(p * job.b_stride).cast::<[T; NR]>().read() };
         for (row, sums) in sums.iter_mut().enumerate() {
             let at = if PACKED {
-                p * R + row
+                p * a_stride + row
             } else {
-                row * job.a_stride + p
+                row * a_stride + p
             };
             // SAFETY: the left operand has an element for every row of the tile and every `p`.
             let a = unsafe { *job.a.add(at) };

@@ -1,5 +1,9 @@
 //! Element-wise operators with broadcasting, casts among them.
 
+mod kernels;
+mod load;
+mod tile;
+
 use super::Machine;
 use super::memory::Call;
 use crate::backend::StepContext;
@@ -13,10 +17,14 @@ pub fn workspace(
     _inputs: &[Option<&TensorType>],
     _outputs: &[Option<&TensorType>],
 ) -> usize {
-    match *op {}
+    match op {
+        Elementwise::Expression(_) => 0,
+    }
 }
 
 /// Executes an operation; the error says what is wrong with the data.
-pub fn execute(op: &Elementwise, _context: &StepContext, _call: Call<'_>) -> Result<(), String> {
-    match *op {}
+pub fn execute(op: &Elementwise, _context: &StepContext, call: Call<'_>) -> Result<(), String> {
+    match op {
+        Elementwise::Expression(expression) => tile::execute(expression, call),
+    }
 }

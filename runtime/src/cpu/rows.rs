@@ -1,0 +1,310 @@
+//! Loops over rows: vector code by run-time dispatch, and blocks of rows on the threads of the pool.
+
+use super::number::{Lane, Number};
+use pulp::{Arch, Simd, WithSimd};
+
+/// Elements from which on work is worth a second thread.
+pub(crate) const BLOCK: usize = 16 * 1024;
+
+/// Runs a kernel compiled for the widest vectors of the machine.
+///
+/// The kernel must be a function marked `inline(always)`, and so must all that it calls: what is not
+/// inlined is compiled for the least of machines.
+#[inline]
+pub(crate) fn dispatch<A, R>(kernel: impl FnOnce(A) -> R, arguments: A) -> R {
+    struct Run<F, A>(F, A);
+    impl<A, R, F: FnOnce(A) -> R> WithSimd for Run<F, A> {
+        type Output = R;
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _simd: S) -> R {
+            (self.0)(self.1)
+        }
+    }
+    Arch::new().dispatch(Run(kernel, arguments))
+}
+
+/// What rows of operands are written to: it can be cut between two rows.
+pub(crate) trait Rows: Send + Sized {
+    /// The first rows, and the others.
+    fn cut(self, rows: usize) -> (Self, Self);
+}
+
+/// Rows of a number of elements each.
+pub(crate) struct RowsMut<'a, T> {
+    /// The elements of the rows.
+    pub elements: &'a mut [T],
+    /// Elements of a row.
+    pub width: usize,
+}
+
+impl<'a, T> RowsMut<'a, T> {
+    /// Rows of `width` elements.
+    pub(crate) fn new(elements: &'a mut [T], width: usize) -> Self {
+        RowsMut { elements, width }
+    }
+}
+
+impl<T: Send> Rows for RowsMut<'_, T> {
+    fn cut(self, rows: usize) -> (Self, Self) {
+        let (first, others) = self.elements.split_at_mut(rows * self.width);
+        let width = self.width;
+        (RowsMut::new(first, width), RowsMut::new(others, width))
+    }
+}
+
+impl<R: Rows> Rows for Option<R> {
+    fn cut(self, rows: usize) -> (Self, Self) {
+        match self {
+            None => (None, None),
+            Some(all) => {
+                let (first, others) = all.cut(rows);
+                (Some(first), Some(others))
+            }
+        }
+    }
+}
+
+impl<A: Rows, B: Rows> Rows for (A, B) {
+    fn cut(self, rows: usize) -> (Self, Self) {
+        let (a, b) = (self.0.cut(rows), self.1.cut(rows));
+        ((a.0, b.0), (a.1, b.1))
+    }
+}
+
+impl<A: Rows, B: Rows, C: Rows> Rows for (A, B, C) {
+    fn cut(self, rows: usize) -> (Self, Self) {
+        let (a, b, c) = (self.0.cut(rows), self.1.cut(rows), self.2.cut(rows));
+        ((a.0, b.0, c.0), (a.1, b.1, c.1))
+    }
+}
+
+/// Rows of a block, for rows of a number of elements each: some [`BLOCK`] of elements.
+pub(crate) fn rows_per_block(width: usize) -> usize {
+    (BLOCK / width.max(1)).max(1)
+}
+
+/// Calls `run` on blocks of `block` rows (fewer in the last one), on the threads of the pool. It gets
+/// the range of rows, and their part of `written`. The blocks do not depend on the threads.
+pub(crate) fn for_blocks<W: Rows>(
+    rows: std::ops::Range<usize>,
+    block: usize,
+    written: W,
+    run: &(impl Fn(std::ops::Range<usize>, W) + Sync),
+) {
+    let blocks = rows.len().div_ceil(block);
+    if blocks <= 1 {
+        if !rows.is_empty() {
+            run(rows, written);
+        }
+        return;
+    }
+    let half = blocks / 2 * block;
+    let middle = rows.start + half;
+    let (first, others) = written.cut(half);
+    rayon::join(
+        || for_blocks(rows.start..middle, block, first, run),
+        || for_blocks(middle..rows.end, block, others, run),
+    );
+}
+
+/// A reduction step by step.
+pub(crate) trait Step<L: Lane> {
+    /// The reduction of nothing.
+    fn start() -> L;
+    /// With one more element.
+    fn step(so_far: L, element: L) -> L;
+    /// Of two parts.
+    fn join(a: L::Wide, b: L::Wide) -> L::Wide;
+    /// Of two parts, in the lane's type.
+    fn join_lanes(a: L, b: L) -> L;
+}
+
+/// Adds.
+pub(crate) struct Sum;
+/// Adds absolute values.
+pub(crate) struct SumAbs;
+/// Adds squares.
+pub(crate) struct SumSquare;
+/// Multiplies.
+pub(crate) struct Product;
+/// Keeps the greatest; a NaN is the greatest of all.
+pub(crate) struct Max;
+/// Keeps the least; a NaN is the least of all.
+pub(crate) struct Min;
+
+macro_rules! step {
+    ($name:ty, $start:expr, |$so_far:ident, $element:ident| $step:expr, |$a:ident, $b:ident| $join:expr) => {
+        impl<L: Lane> Step<L> for $name {
+            #[inline(always)]
+            fn start() -> L {
+                $start
+            }
+            #[inline(always)]
+            fn step($so_far: L, $element: L) -> L {
+                $step
+            }
+            #[inline(always)]
+            fn join($a: L::Wide, $b: L::Wide) -> L::Wide {
+                $join
+            }
+            #[inline(always)]
+            fn join_lanes($a: L, $b: L) -> L {
+                $join
+            }
+        }
+    };
+}
+
+step!(Sum, L::default(), |s, x| s.add(x), |a, b| a.add(b));
+step!(SumAbs, L::default(), |s, x| s.add(x.abs()), |a, b| a.add(b));
+step!(SumSquare, L::default(), |s, x| s.add(x.mul(x)), |a, b| a
+    .add(b));
+step!(Product, L::ONE, |s, x| s.mul(x), |a, b| a.mul(b));
+step!(Max, L::LOWEST, |s, x| greater(s, x), |a, b| greater(a, b));
+step!(Min, L::HIGHEST, |s, x| less(s, x), |a, b| less(a, b));
+
+/// The greater one; NaN if one is.
+#[inline(always)]
+pub(crate) fn greater<L: PartialOrd + Copy>(a: L, b: L) -> L {
+    // A NaN differs from itself.
+    #[allow(clippy::eq_op)]
+    if b > a || b != b { b } else { a }
+}
+
+/// The lesser one; NaN if one is.
+#[inline(always)]
+fn less<L: PartialOrd + Copy>(a: L, b: L) -> L {
+    #[allow(clippy::eq_op)]
+    if b < a || b != b { b } else { a }
+}
+
+/// Elements after which the lanes are folded into the wide total: a lane adds 32 of them.
+const FOLD: usize = 2048;
+
+/// Reduces elements that lie side by side.
+#[inline(always)]
+pub(crate) fn fold<T: Number, S: Step<T::Lane>>(x: &[T]) -> <T::Lane as Lane>::Wide {
+    fold_pairs::<T, T, T::Lane, S>(x, x, |x, _| x.lane())
+}
+
+/// Reduces `f` of the elements of two rows.
+#[inline(always)]
+pub(crate) fn fold_pairs<A: Copy, B: Copy, L: Lane, S: Step<L>>(
+    a: &[A],
+    b: &[B],
+    f: impl Fn(A, B) -> L,
+) -> L::Wide {
+    fold_triples::<A, B, B, L, S>(a, b, b, |a, b, _| f(a, b))
+}
+
+/// Reduces `f` of the elements of three rows.
+#[inline(always)]
+pub(crate) fn fold_triples<A: Copy, B: Copy, C: Copy, L: Lane, S: Step<L>>(
+    a: &[A],
+    b: &[B],
+    c: &[C],
+    f: impl Fn(A, B, C) -> L,
+) -> L::Wide {
+    let mut total = S::start().wide();
+    let blocks = a.chunks(FOLD).zip(b.chunks(FOLD)).zip(c.chunks(FOLD));
+    for ((a, b), c) in blocks {
+        let part = if a.len() < 256 {
+            lanes::<A, B, C, L, S, 16>(a, b, c, &f)
+        } else {
+            lanes::<A, B, C, L, S, 64>(a, b, c, &f)
+        };
+        total = S::join(total, part.wide());
+    }
+    total
+}
+
+#[inline(always)]
+fn lanes<A: Copy, B: Copy, C: Copy, L: Lane, S: Step<L>, const LANES: usize>(
+    a: &[A],
+    b: &[B],
+    c: &[C],
+    f: &impl Fn(A, B, C) -> L,
+) -> L {
+    let mut sums = [S::start(); LANES];
+    let (wholes_a, rest_a) = a.as_chunks::<LANES>();
+    let (wholes_b, rest_b) = b.as_chunks::<LANES>();
+    let (wholes_c, rest_c) = c.as_chunks::<LANES>();
+    for ((a, b), c) in wholes_a.iter().zip(wholes_b).zip(wholes_c) {
+        for lane in 0..LANES {
+            sums[lane] = S::step(sums[lane], f(a[lane], b[lane], c[lane]));
+        }
+    }
+    let rest = rest_a.iter().zip(rest_b).zip(rest_c);
+    for (sum, ((&a, &b), &c)) in sums.iter_mut().zip(rest) {
+        *sum = S::step(*sum, f(a, b, c));
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] = S::join_lanes(sums[lane], sums[lane + width]);
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// Columns that are accumulated at once, on the stack.
+const TILE: usize = 256;
+/// Rows after which the lanes are folded into the wide totals.
+const DEPTH: usize = 64;
+
+/// Reduces columns: to `totals`, one by column, joins `f(row, column, ..)` of all rows.
+///
+/// `row(r)` gives the elements of two rows; each is as long as `totals`.
+#[inline(always)]
+pub(crate) fn fold_columns<'a, A, B, L, S>(
+    rows: usize,
+    row: impl Fn(usize) -> (&'a [A], &'a [B]),
+    f: impl Fn(usize, usize, A, B) -> L,
+    totals: &mut [L::Wide],
+) where
+    A: Copy + 'a,
+    B: Copy + 'a,
+    L: Lane,
+    S: Step<L>,
+{
+    let mut first = 0;
+    while first < totals.len() {
+        let width = TILE.min(totals.len() - first);
+        let tile = &mut totals[first..first + width];
+        let mut start = 0;
+        while start < rows {
+            let end = rows.min(start + DEPTH);
+            let mut sums = [S::start(); TILE];
+            let mut at = start;
+            while at + 4 <= end {
+                let [(a0, b0), (a1, b1), (a2, b2), (a3, b3)] =
+                    [row(at), row(at + 1), row(at + 2), row(at + 3)];
+                let part = first..first + width;
+                let [a0, a1, a2, a3] = [a0, a1, a2, a3].map(|a| &a[part.clone()]);
+                let [b0, b1, b2, b3] = [b0, b1, b2, b3].map(|b| &b[part.clone()]);
+                let sums = &mut sums[..width];
+                for c in 0..width {
+                    let sum = S::step(sums[c], f(at, first + c, a0[c], b0[c]));
+                    let sum = S::step(sum, f(at + 1, first + c, a1[c], b1[c]));
+                    let sum = S::step(sum, f(at + 2, first + c, a2[c], b2[c]));
+                    sums[c] = S::step(sum, f(at + 3, first + c, a3[c], b3[c]));
+                }
+                at += 4;
+            }
+            while at < end {
+                let (a, b) = row(at);
+                let (a, b) = (&a[first..first + width], &b[first..first + width]);
+                for (c, ((sum, &a), &b)) in sums.iter_mut().zip(a).zip(b).enumerate() {
+                    *sum = S::step(*sum, f(at, first + c, a, b));
+                }
+                at += 1;
+            }
+            for (total, sum) in tile.iter_mut().zip(&sums) {
+                *total = S::join(*total, sum.wide());
+            }
+            start = end;
+        }
+        first += width;
+    }
+}

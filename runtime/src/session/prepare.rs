@@ -1,0 +1,133 @@
+//! The plans of a training run, and how their operands are found again.
+
+use super::bind::Bound;
+use crate::backend::Backend;
+use crate::data::Dataset;
+use crate::lower::{LowerError, Request};
+use crate::plan::{Operand, Plan, PlanError, build};
+use crate::program::{Source, TensorId};
+use crate::training::{Gradients, Signature, Wired, wire};
+use std::path::Path;
+use velora_graph::analysis::partition::Partition;
+use velora_graph::ir::Model;
+
+/// What a plan is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Loss and gradients.
+    Train,
+    /// Loss and logits only.
+    Evaluate,
+}
+
+/// Where a plan's operands are.
+#[derive(Clone, Debug)]
+pub struct Ports {
+    /// What the plan is made for.
+    pub purpose: Purpose,
+    /// Samples in a batch.
+    pub size: usize,
+    /// Of the inputs that get data, by their number in the batch: the operand, where the plan reads it.
+    pub batch: Vec<Option<Operand>>,
+    /// The flag that starts sums of gradients anew.
+    pub reset: Option<Operand>,
+    /// The loss.
+    pub loss: Operand,
+    /// The logits.
+    pub logits: Option<Operand>,
+}
+
+/// What all plans of a run have in common.
+#[derive(Clone, Copy)]
+pub struct Common<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// Its halves.
+    pub partition: &'a Partition,
+    /// What its inputs and outputs are.
+    pub signature: &'a Signature,
+    /// The folder of external data.
+    pub folder: Option<&'a Path>,
+    /// How gradients are kept.
+    pub gradients: Gradients,
+    /// Tensors of optimiser state per parameter.
+    pub state: usize,
+}
+
+/// Makes a plan.
+///
+/// # Errors
+/// [`LowerError`] or [`PlanError`] where the graph cannot be executed.
+pub fn plan(
+    common: &Common<'_>,
+    bound: &Bound,
+    purpose: Purpose,
+    backend: &dyn Backend,
+) -> Result<(Plan, Ports), PrepareError> {
+    let request = Request {
+        sizes: &bound.sizes,
+        partition: Some(common.partition),
+        folder: common.folder,
+        evaluation: purpose == Purpose::Evaluate,
+    };
+    let mut wired = wire(
+        common.model,
+        common.signature,
+        &request,
+        &bound.batch,
+        common.gradients,
+        common.state,
+    )?;
+    if purpose == Purpose::Evaluate {
+        wired.forget_gradients();
+    }
+    let plan = build(&wired.program, backend)?;
+    let ports = ports(&wired, &plan, bound, purpose);
+    Ok((plan, ports))
+}
+
+fn ports(wired: &Wired, plan: &Plan, bound: &Bound, purpose: Purpose) -> Ports {
+    let output = |id: TensorId| {
+        let place = wired.program.outputs.iter().position(|&o| o == id);
+        place.and_then(|place| plan.outputs.get(place)).cloned()
+    };
+    let reset = wired.reset.and_then(|id| {
+        let name = &wired.program.value(id).name;
+        let kept = matches!(wired.program.value(id).source, Source::Kept(_));
+        let place = plan.buffers.iter().position(|b| kept && b.name == *name)?;
+        Some(Operand {
+            buffer: crate::plan::BufferId(place as u32),
+            ty: wired.program.ty(id).clone(),
+        })
+    });
+    Ports {
+        purpose,
+        size: bound.size,
+        batch: (bound.batch.iter())
+            .map(|&position| plan.inputs.get(position).cloned().flatten())
+            .collect(),
+        reset,
+        // The loss is the first output of every wired program.
+        loss: output(wired.loss).unwrap_or_else(|| plan.outputs[0].clone()),
+        logits: wired.logits.and_then(output),
+    }
+}
+
+/// Why a run could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The graph cannot be executed.
+    #[error(transparent)]
+    Lower(#[from] LowerError),
+    /// There is no plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+/// The samples of a data set, by the inputs that get data.
+pub fn samples(data: &Dataset, bound: &Bound, model: &Model) -> usize {
+    let graph = &model.graph;
+    let names = (bound.batch.iter()).map(|&p| &graph.value(graph.inputs()[p]).name);
+    let counts = names.filter_map(|name| data.arrays.get(name)?.shape.first().copied());
+    counts.min().unwrap_or(0)
+}

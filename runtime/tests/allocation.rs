@@ -1,0 +1,96 @@
+//! What happens in every step allocates nothing.
+#![allow(clippy::unwrap_used)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use velora_graph::shapes::DataType;
+use velora_runtime::data::Dataset;
+use velora_runtime::data::batches::{Batches, Input, Last, Settings};
+use velora_runtime::session::gradient::{accumulate, clip_coefficient, global_norm};
+use velora_runtime::session::optimizer::{Optimizer, Step};
+use velora_runtime::tensor::Tensor;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: everything is the system's allocator; counting does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, SeqCst);
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the pointer came from `System` by `alloc` above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The only test of this file: another one would allocate beside it.
+#[test]
+fn a_step_allocates_nothing() {
+    const N: usize = 100_000;
+    let dataset = Dataset {
+        file: "d.npz".into(),
+        arrays: [("x".to_owned(), Tensor::from_f32(&[100, 50], &[1.0; 5000]))].into(),
+        metadata: Default::default(),
+    };
+    let input = Input {
+        name: "x",
+        data_type: DataType::FLOAT,
+        shape: &[30, 50],
+        axis: 0,
+    };
+    let settings = Settings {
+        size: 30,
+        last: Last::Drop,
+        shuffle: Some(1),
+    };
+    let mut batches = Batches::new(&dataset, &[input], settings).unwrap();
+    let mut place = vec![0u8; 30 * 50 * 4];
+    let optimizer = Optimizer::AdamW {
+        betas: [0.9, 0.999],
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+    };
+    let (mut w, mut sum, g) = (vec![1f32; N], vec![0f32; N], vec![1f32; N]);
+    let (mut m, mut v) = (vec![0f32; N], vec![0f32; N]);
+    let mut train = |steps: u64| {
+        for number in 1..=steps {
+            batches.copy(0, &mut place).unwrap();
+            batches.advance();
+            sum.fill(0.0);
+            accumulate(&mut sum, &g);
+            let step = Step {
+                number,
+                learning_rate: 0.1,
+                gradient_scale: clip_coefficient(global_norm([&sum[..]]), 1.0) as f32,
+            };
+            optimizer
+                .update(&step, &mut w, &sum, &mut [&mut m, &mut v])
+                .unwrap();
+        }
+    };
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(2)
+        .build()
+        .unwrap();
+    pool.install(|| {
+        // What threads and detection of the processor allocate once.
+        train(2);
+        let before = ALLOCATIONS.load(SeqCst);
+        // Several epochs: three batches make one.
+        train(20);
+        assert_eq!(ALLOCATIONS.load(SeqCst) - before, 0);
+    });
+    // The allocator does count.
+    let before = ALLOCATIONS.load(SeqCst);
+    std::hint::black_box(vec![0u8; 100]);
+    assert!(ALLOCATIONS.load(SeqCst) > before);
+}
