@@ -21,34 +21,11 @@ pub use merge::{Numbering, Operand};
 use crate::tensor::TensorType;
 use velora_graph::shapes::DataType;
 
-use crate::tensor::TensorType;
-
 /// An operation of the family.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Elementwise {
     /// Instructions for every element of a shape.
     Expression(Expression),
-}
-
-/// Hands on the elements of a tensor of a type, unchanged.
-pub fn copy(ty: &TensorType) -> Elementwise {
-    let load = Instruction {
-        operator: Operator::Load(0),
-        ty: ty.data_type,
-        arguments: [0; 3],
-    };
-    Elementwise::Expression(Expression {
-        shape: vec![ty.elements()],
-        loads: vec![Load {
-            input: 0,
-            ty: ty.data_type,
-            strides: vec![1],
-            offset: 0,
-        }],
-        code: vec![load],
-        stores: vec![0],
-        slots: vec![0],
-    })
 }
 
 impl Elementwise {
