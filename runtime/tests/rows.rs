@@ -17,6 +17,7 @@ fn try_run(source: &str, inputs: &[(&str, Tensor)], threads: usize) -> Result<Ve
         sizes: &BTreeMap::new(),
         partition: None,
         folder: None,
+        evaluation: false,
     };
     let inputs = inputs.iter().map(|(n, t)| ((*n).to_owned(), t.clone()));
     let cpu = Cpu::new(threads).unwrap();
@@ -372,7 +373,7 @@ fn compressed_activations_by_their_definition() {
         (200, 700, 2, 4),
         (5, 6, 6, 2),
     ] {
-        let m = d.div_ceil(groups);
+        let m = usize::div_ceil(d, groups);
         let (x, v, dy) = (
             numbers(&[n, d], 20),
             numbers(&[m], 21),
