@@ -3,10 +3,11 @@
 use super::Machine;
 use super::memory::Call;
 use super::number::{Lane, Number, with_type};
-use super::rows::{self, RowsMut, Step, dispatch, for_blocks};
+use super::rows::{self, RowsMut, Step, dispatch, for_blocks, scratch};
 use crate::backend::StepContext;
 use crate::ops::reduce::{Arg, Fold, Group, Kind, MAX_GROUPS, Reduce, Running};
 use crate::tensor::TensorType;
+use velora_graph::shapes::DataType;
 
 /// The most blocks that the rows of column sums are split into, and what a block has at least.
 const MAX_BLOCKS: usize = 16;
@@ -129,8 +130,9 @@ where
     let x = x.elements::<T>();
     match op {
         Reduce::Fold(op) => {
+            let y_type = y.ty.data_type;
             let y = y.elements::<T>();
-            let work = bytemuck::cast_slice_mut(call.workspace);
+            let work = scratch(call.workspace);
             match op.kind {
                 Kind::Sum | Kind::Mean | Kind::LogSum => fold::<T, rows::Sum>(op, x, y, work),
                 Kind::L1 => fold::<T, rows::SumAbs>(op, x, y, work),
@@ -139,6 +141,15 @@ where
                 Kind::Max => fold::<T, rows::Max>(op, x, y, work),
                 Kind::Min => fold::<T, rows::Min>(op, x, y, work),
                 Kind::LogSumExp => log_sum_exp(op, x, y),
+            }
+            // The least of no truth values is true.
+            if y_type == DataType::BOOL {
+                for truth in &mut *y {
+                    let one = T::narrow(<T::Lane as Lane>::ONE);
+                    if truth.lane() > one.lane() {
+                        *truth = one;
+                    }
+                }
             }
         }
         Reduce::Arg(op) => arg(op, x, y.elements::<i64>()),

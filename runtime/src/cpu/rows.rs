@@ -30,6 +30,15 @@ pub(crate) fn dispatch<T: Number, A, R>(kernel: impl FnOnce(A) -> R, arguments: 
     }
 }
 
+/// The workspace of a kernel as numbers; one that was not asked for has no alignment.
+pub(crate) fn scratch<W: bytemuck::Pod>(bytes: &mut [u8]) -> &mut [W] {
+    if bytes.is_empty() {
+        &mut []
+    } else {
+        bytemuck::cast_slice_mut(bytes)
+    }
+}
+
 /// What rows of operands are written to: it can be cut between two rows.
 pub(crate) trait Rows: Send + Sized {
     /// The first rows, and the others.

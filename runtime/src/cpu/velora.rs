@@ -4,7 +4,7 @@ use super::Machine;
 use super::memory::Call;
 use super::number::{Float, Lane, Number, with_float};
 use super::reduce::Columns;
-use super::rows::{RowsMut, Sum, dispatch, fold_pairs, for_blocks, rows_per_block};
+use super::rows::{RowsMut, Sum, dispatch, fold_pairs, for_blocks, rows_per_block, scratch};
 use crate::backend::StepContext;
 use crate::ops::velora::{SubTokens, Velora};
 use crate::tensor::TensorType;
@@ -59,7 +59,7 @@ where
                 }
             });
         }
-        Velora::MeanDirection(op) => direction(op, x, y, bytemuck::cast_slice_mut(call.workspace)),
+        Velora::MeanDirection(op) => direction(op, x, y, scratch(call.workspace)),
         Velora::Spread { sizes, scale } => {
             let block = rows_per_block(sizes.features);
             let written = RowsMut::new(y, sizes.features);
