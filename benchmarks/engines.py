@@ -64,7 +64,6 @@ def prepare(settings):
     np.savez(settings["aot"]["data"], x=tokens, y=labels)
     write_safetensors(settings["ort"]["params"], {f"model.{name}": p for name, p in parameters.items()})
     np.savez(settings["ort"]["data"], x=tokens, labels=labels.reshape(-1))
-    print(json.dumps({"parameters": sum(p.size for p in parameters.values())}), flush=True)
 
 
 # --- engines: each gives a version, a step, and what it computed ------------------------------------
@@ -143,7 +142,8 @@ class Onnx:
 
     def found(self):
         loss, *_ = self.outputs.values()
-        gradients = {n.removesuffix(BUFFER).removeprefix("model."): g for n, g in self.inputs.items() if n.endswith(BUFFER)}
+        gradients = {n.removesuffix(BUFFER).removeprefix("model."): g
+                     for n, g in self.inputs.items() if n.endswith(BUFFER)}
         gradients |= {n.removeprefix("grad."): g for n, g in self.outputs.items() if n.startswith("grad.")}
         return float(loss.numpy()), {name: g.numpy() for name, g in gradients.items()}
 

@@ -13,7 +13,7 @@ The network is `llama_768x4` of models/: hidden 768, 4 layers, and 16 x 128 toke
 A step is forward and backward; no optimiser. Every engine has the same parameters and batch in memory
 of its own beforehand. In each round every engine takes its steps, one engine after the other, in turn
 forwards and backwards, so that what else happens on the machine falls on all alike; the figures are
-medians over the rounds, and ratios of a round's steps to the baseline's of the same round.
+medians over the rounds, the fastest, and ratios between engines in the same round.
 
 Exit status 1 where an engine fails, or where loss or gradient disagree: then the times mean nothing.
 
@@ -161,14 +161,30 @@ def measure(engines, opt):
     return rounds, [o for o in others if o is not None]
 
 
-def table(engines, rounds, baseline):
-    """Markdown; `baseline` is the index that the ratios are to."""
-    lines = [f"| engine | graph | s / step, median | fastest | ÷ {engines[baseline].name} |", "|---|---|---|---|---|"]
-    for index, engine in enumerate(engines):
-        seconds = [row[index] for row in rounds]
-        ratio = statistics.median(row[index] / row[baseline] for row in rounds)
-        lines.append(f"| {engine.name} | {engine.graph} | {statistics.median(seconds):.2f} "
-                     f"| {min(seconds):.2f} | {ratio:.2f} |")
+def times(engines, rounds):
+    """Markdown: seconds per step."""
+    lines = ["| engine | graph | s / step, median | fastest |", "|---|---|---|---|"]
+    for engine, seconds in zip(engines, zip(*rounds)):
+        lines.append(f"| {engine.name} | {engine.graph} | {statistics.median(seconds):.2f} | {min(seconds):.2f} |")
+    return "\n".join(lines)
+
+
+def ratios(engines, rounds):
+    """Markdown: each engine's time divided by that of each engine before it which is not rewritten.
+
+    First the median over the rounds of the ratio in a round, then the ratio of the fastest steps. What
+    else runs on the machine moves the first where it comes and goes within a round."""
+    columns = [i for i, engine in enumerate(engines[:-1]) if "rewritten" not in engine.name]
+    titles = [" ".join([engines[i].name, engines[i].graph]).strip() for i in columns]
+    lines = ["| ÷ | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
+    by_engine = list(zip(*rounds))
+    for row in range(1, len(engines)):
+        cells = [" ".join([engines[row].name, engines[row].graph])]
+        for column in columns:
+            ours, theirs = by_engine[row], by_engine[column]
+            inside = statistics.median(a / b for a, b in zip(ours, theirs))
+            cells.append(f"{inside:.2f} ({min(ours) / min(theirs):.2f})" if column < row else "")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -177,8 +193,9 @@ def main():
     cli.add_argument("--python", help="Python with PyTorch and stock ONNX Runtime")
     cli.add_argument("--training-python", help="Python with onnxruntime-training")
     cli.add_argument("--ours", default=OURS if STEP_TIME.exists() else None, metavar="TEMPLATE",
-                     help="command that measures us; {model}, {dims}, {threads}, {steps}, {params} and "
-                          f"{{data}} are filled in (default, once it is built: {OURS.replace(str(ROOT), '.')})")
+                     help="command that measures us; {model}, {dims} (a word of its own), {threads}, {steps}, {params} "
+                          "and {data} are filled in (default, once it is built: "
+                          + OURS.replace(str(ROOT), ".") + ")")
     cli.add_argument("--velora", default=str(ROOT / "target/release/velora-opt"), help="makes the rewritten graphs")
     cli.add_argument("--batch", type=int, default=16)
     cli.add_argument("--seq", type=int, default=128, help="at most 128")
@@ -223,11 +240,10 @@ def main():
             for engine in engines:
                 engine.close()
 
-    baseline = 0
     print(f"{CASE}, {opt.batch} x {opt.seq} tokens, {opt.threads} threads, {opt.rounds} rounds of {opt.steps}; "
           f"{os.cpu_count()} cores, of which others used {statistics.median(others):.2f} "
           f"(median; most: {max(others):.2f})\n")
-    print(table(engines, rounds, baseline))
+    print(times(engines, rounds), ratios(engines, rounds), sep="\n\n")
     print("\nloss: " + ", ".join(f"{e.name} {e.first['loss']:.6f}" for e in engines if "loss" in e.first))
     for line in wrong:
         print(f"DISAGREE: {line}")

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use prost::Message;
 use std::collections::BTreeMap;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use velora_graph::ir::Model;
 use velora_graph::onnx::read::{UnknownFields, read};
@@ -108,7 +109,9 @@ fn case(path: &Path, cpu: &Cpu) -> Result<Option<Result<(), String>>> {
     if !claimed {
         return Ok(None);
     }
-    Ok(Some(run(path, &proto, cpu)))
+    // A kernel that panics fails its case, and hides no other.
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(path, &proto, cpu)));
+    Ok(Some(outcome.unwrap_or_else(|_| Err("panics".to_owned()))))
 }
 
 fn run(path: &Path, proto: &ModelProto, cpu: &Cpu) -> Result<(), String> {

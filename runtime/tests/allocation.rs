@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use velora_graph::shapes::DataType;
 use velora_runtime::data::Dataset;
@@ -31,6 +31,24 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// Makes each of two threads take work of the other: rayon's queues allocate when a thread does so for
+/// the first time, which on a busy machine may be late.
+fn both_steal() {
+    let (there, back) = (AtomicBool::new(false), AtomicBool::new(false));
+    let wait = |flag: &AtomicBool| {
+        while !flag.load(SeqCst) {
+            std::thread::yield_now();
+        }
+    };
+    rayon::join(
+        || wait(&there),
+        || {
+            there.store(true, SeqCst);
+            rayon::join(|| wait(&back), || back.store(true, SeqCst));
+        },
+    );
+}
 
 /// The only test of this file: another one would allocate beside it.
 #[test]
@@ -83,6 +101,7 @@ fn a_step_allocates_nothing() {
         .unwrap();
     pool.install(|| {
         // What threads and detection of the processor allocate once.
+        both_steal();
         train(2);
         let before = ALLOCATIONS.load(SeqCst);
         // Several epochs: three batches make one.

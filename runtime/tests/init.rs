@@ -53,7 +53,7 @@ fn uniform(fan_in: f64) -> Distribution {
 }
 
 /// Vectors in all exported graphs: what their PyTorch modules name `bias` or `beta` begins at 0, other
-/// scales at 1, whether the graph spells a normalisation out or not.
+/// scales at 1, and an optimiser's momentum at 0, whether the graph spells a normalisation out or not.
 #[test]
 fn vectors_of_all_graphs() {
     let mut count = 0;
@@ -65,7 +65,9 @@ fn vectors_of_all_graphs() {
             let file = file.unwrap().file_name().into_string().unwrap();
             for (name, shape, found) in parameters(&format!("{folder}/{file}"), Scheme::Kaiming) {
                 if shape.len() == 1 {
-                    let zero = name.contains(".bias") || name.ends_with(".beta");
+                    let zero = name.contains(".bias")
+                        || name.ends_with(".beta")
+                        || name.starts_with("momentum.");
                     let expected = Distribution::Constant(if zero { 0.0 } else { 1.0 });
                     assert_eq!(found, expected, "{file} {name}");
                     count += 1;
@@ -73,7 +75,7 @@ fn vectors_of_all_graphs() {
             }
         }
     }
-    // 27 graphs with several layers each.
+    // More than 27 graphs with several layers each.
     assert!(count > 300, "{count}");
 }
 
@@ -97,6 +99,13 @@ fn larger_parameters() {
     assert_eq!(*proj("lora_B"), Distribution::Constant(0.0));
     let embedding = Distribution::Normal { deviation: 1.0 };
     assert_eq!(*of(&kaiming, "embed_tokens.weight"), embedding);
+
+    let inside = parameters("aot/digits_sgd.onnx", Scheme::Kaiming);
+    assert_eq!(
+        *of(&inside, "momentum.fc1.weight"),
+        Distribution::Constant(0.0)
+    );
+    assert_eq!(*of(&inside, "fc1.weight"), uniform(64.0));
 
     let small = Distribution::Normal { deviation: 0.02 };
     let positions = parameters("aot/vit_tiny.onnx", Scheme::Kaiming);

@@ -1,6 +1,7 @@
 //! Optimisers, gradients' norms and learning rates, against PyTorch and against formulas in double
 //! precision.
-#![allow(clippy::unwrap_used)]
+// Figures stand as PyTorch prints them.
+#![allow(clippy::unwrap_used, clippy::excessive_precision)]
 
 use rayon::ThreadPoolBuilder;
 use velora_runtime::random;

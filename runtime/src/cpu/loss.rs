@@ -4,7 +4,7 @@ use super::Machine;
 use super::in_place::{Read, map2};
 use super::memory::{Call, Input};
 use super::number::{Float, Lane, Number, with_float};
-use super::rows::{self, RowsMut, dispatch, fold, fold_pairs, for_blocks, rows_per_block};
+use super::rows::{self, RowsMut, dispatch, fold, fold_pairs, for_blocks, rows_per_block, scratch};
 use crate::backend::StepContext;
 use crate::ops::loss::{CrossEntropy, Loss, Reduction};
 use crate::tensor::TensorType;
@@ -140,7 +140,7 @@ where
     let loss = loss.elements::<T>();
     let single = op.reduction == Reduction::None;
     let block = block(op);
-    let sums: &mut [f64] = bytemuck::cast_slice_mut(call.workspace);
+    let sums: &mut [f64] = scratch(call.workspace);
     let sums = &mut sums[..op.batch.div_ceil(block)];
     let matrix = op.classes * op.inner;
     let probabilities =
@@ -158,7 +158,7 @@ where
             probabilities: probabilities.map(|p| p.elements),
             losses: losses.map(|l| l.elements),
         };
-        sum.elements[0] = dispatch(forward_block::<T>, part);
+        sum.elements[0] = dispatch::<T, _, _>(forward_block::<T>, part);
     });
     if !single {
         let sum: f64 = sums.iter().sum();
@@ -324,7 +324,7 @@ where
     let matrix = op.classes * op.inner;
     let written = RowsMut::new(output.elements::<T>(), matrix);
     for_blocks(0..op.batch, block(op), written, &|range, d| {
-        dispatch(
+        dispatch::<T, _, _>(
             grad_block::<T>,
             (op, read, &slopes, added, range.start, d.elements),
         );

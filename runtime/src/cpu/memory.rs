@@ -109,7 +109,8 @@ impl Cut {
         let mut call = Call {
             inputs: std::array::from_fn(|_| None),
             outputs: std::array::from_fn(|_| None),
-            workspace: &mut [],
+            // Empty, and aligned all the same.
+            workspace: bytemuck::must_cast_slice_mut::<Line, u8>(&mut []),
         };
         let mut rest = memory;
         let mut position = 0;

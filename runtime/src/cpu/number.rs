@@ -9,6 +9,8 @@ pub(crate) trait Number: Pod + Send + Sync {
     type Lane: Lane;
     /// Whether the lane is the stored type, so that storing a result loses nothing.
     const EXACT: bool;
+    /// Whether kernels are compiled for every machine's vectors.
+    const VECTOR: bool = false;
     /// Loads an element.
     fn lane(self) -> Self::Lane;
     /// Rounds to an element.
@@ -147,10 +149,11 @@ impl Lane for i64 {
 }
 
 macro_rules! exact {
-    ($($type:ty),*) => {$(
+    ($($type:ty: $vector:literal),*) => {$(
         impl Number for $type {
             type Lane = $type;
             const EXACT: bool = true;
+            const VECTOR: bool = $vector;
             #[inline(always)]
             fn lane(self) -> $type {
                 self
@@ -163,7 +166,7 @@ macro_rules! exact {
     )*};
 }
 
-exact!(f32, f64, i64);
+exact!(f32: true, f64: false, i64: false);
 
 macro_rules! half {
     ($($type:ty),*) => {$(
@@ -207,7 +210,7 @@ macro_rules! integer {
     )*};
 }
 
-integer!(i8, i16, i32, u8, u16, u32);
+integer!(i8, i32, u8);
 
 /// Runs a piece of code with a type named for the element type; refuses others with a sentence.
 macro_rules! with_type {
@@ -244,8 +247,5 @@ pub(crate) mod types {
     pub(crate) const INT32: DataType = DataType::INT32;
     pub(crate) const INT64: DataType = DataType::INT64;
     pub(crate) const UINT8: DataType = DataType::UINT8;
-    pub(crate) const UINT32: DataType = DataType(12);
-    pub(crate) const INT16: DataType = DataType(5);
-    pub(crate) const UINT16: DataType = DataType(4);
     pub(crate) const BOOL: DataType = DataType::BOOL;
 }

@@ -3,10 +3,11 @@
 use super::Machine;
 use super::memory::Call;
 use super::number::{Lane, Number, with_type};
-use super::rows::{self, RowsMut, Step, dispatch, for_blocks};
+use super::rows::{self, RowsMut, Step, dispatch, for_blocks, scratch};
 use crate::backend::StepContext;
 use crate::ops::reduce::{Arg, Fold, Group, Kind, MAX_GROUPS, Reduce, Running};
 use crate::tensor::TensorType;
+use velora_graph::shapes::DataType;
 
 /// The most blocks that the rows of column sums are split into, and what a block has at least.
 const MAX_BLOCKS: usize = 16;
@@ -56,7 +57,7 @@ impl Columns {
             let start = blocks.start * block;
             let rows = block.min(self.rows.saturating_sub(start));
             let x = &x[start * width..(start + rows) * width];
-            dispatch(columns::<T, S>, (x, rows, width, written.elements));
+            dispatch::<T, _, _>(columns::<T, S>, (x, rows, width, written.elements));
         });
         self.join::<T::Lane, S>(partials)
     }
@@ -115,7 +116,7 @@ pub fn execute(op: &Reduce, _context: &StepContext, call: Call<'_>) -> Result<()
     };
     with_type!(input.ty.data_type, T in [
         FLOAT = f32, DOUBLE = f64, FLOAT16 = half::f16, BFLOAT16 = half::bf16, INT64 = i64,
-        INT32 = i32, INT8 = i8, UINT8 = u8, BOOL = u8, INT16 = i16, UINT16 = u16, UINT32 = u32
+        INT32 = i32, INT8 = i8, UINT8 = u8, BOOL = u8
     ] => typed::<T>(op, call))
 }
 
@@ -129,8 +130,9 @@ where
     let x = x.elements::<T>();
     match op {
         Reduce::Fold(op) => {
+            let y_type = y.ty.data_type;
             let y = y.elements::<T>();
-            let work = bytemuck::cast_slice_mut(call.workspace);
+            let work = scratch(call.workspace);
             match op.kind {
                 Kind::Sum | Kind::Mean | Kind::LogSum => fold::<T, rows::Sum>(op, x, y, work),
                 Kind::L1 => fold::<T, rows::SumAbs>(op, x, y, work),
@@ -139,6 +141,15 @@ where
                 Kind::Max => fold::<T, rows::Max>(op, x, y, work),
                 Kind::Min => fold::<T, rows::Min>(op, x, y, work),
                 Kind::LogSumExp => log_sum_exp(op, x, y),
+            }
+            // The least of no truth values is true.
+            if y_type == DataType::BOOL {
+                for truth in &mut *y {
+                    let one = T::narrow(<T::Lane as Lane>::ONE);
+                    if truth.lane() > one.lane() {
+                        *truth = one;
+                    }
+                }
             }
         }
         Reduce::Arg(op) => arg(op, x, y.elements::<i64>()),
@@ -204,7 +215,7 @@ fn fold<T: Number, S: Step<T::Lane>>(
             let block = rows::rows_per_block(size);
             for_blocks(0..y.len(), block, RowsMut::new(y, 1), &|rows, y| {
                 let x = &x[rows.start * size..rows.end * size];
-                dispatch(fold_rows::<T, S>, (kind, size, x, y.elements));
+                dispatch::<T, _, _>(fold_rows::<T, S>, (kind, size, x, y.elements));
             });
         }
         Form::Columns { outer: 1, columns } => {
@@ -225,7 +236,7 @@ fn fold<T: Number, S: Step<T::Lane>>(
                         let mut totals = [S::start().wide(); STACK_TILE];
                         let totals = &mut totals[..y.len()];
                         let x = x.get(tile * STACK_TILE..).unwrap_or(&[]);
-                        dispatch(columns_of::<T, S>, (x, rows, width, &mut *totals));
+                        dispatch::<T, _, _>(columns_of::<T, S>, (x, rows, width, &mut *totals));
                         for (y, &total) in y.iter_mut().zip(&*totals) {
                             *y = finish::<T>(kind, total, rows);
                         }
@@ -241,7 +252,7 @@ fn fold<T: Number, S: Step<T::Lane>>(
                     let mut total = S::start().wide();
                     walk.runs(place, |start, length, step| {
                         let part = if step == 1 {
-                            dispatch(rows::fold::<T, S>, &x[start..start + length])
+                            dispatch::<T, _, _>(rows::fold::<T, S>, &x[start..start + length])
                         } else {
                             let elements = (0..length).map(|i| x[start + i * step].lane());
                             elements.fold(S::start(), S::step).wide()

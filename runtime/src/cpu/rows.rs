@@ -10,8 +10,11 @@ pub(crate) const BLOCK: usize = 16 * 1024;
 ///
 /// The kernel must be a function marked `inline(always)`, and so must all that it calls: what is not
 /// inlined is compiled for the least of machines.
+///
+/// Elements of types other than `f32` get the least machine's code: their loops are rarely hot, and code
+/// for every machine takes long to compile.
 #[inline]
-pub(crate) fn dispatch<A, R>(kernel: impl FnOnce(A) -> R, arguments: A) -> R {
+pub(crate) fn dispatch<T: Number, A, R>(kernel: impl FnOnce(A) -> R, arguments: A) -> R {
     struct Run<F, A>(F, A);
     impl<A, R, F: FnOnce(A) -> R> WithSimd for Run<F, A> {
         type Output = R;
@@ -20,7 +23,20 @@ pub(crate) fn dispatch<A, R>(kernel: impl FnOnce(A) -> R, arguments: A) -> R {
             (self.0)(self.1)
         }
     }
-    Arch::new().dispatch(Run(kernel, arguments))
+    if T::VECTOR {
+        Arch::new().dispatch(Run(kernel, arguments))
+    } else {
+        kernel(arguments)
+    }
+}
+
+/// The workspace of a kernel as numbers; one that was not asked for has no alignment.
+pub(crate) fn scratch<W: bytemuck::Pod>(bytes: &mut [u8]) -> &mut [W] {
+    if bytes.is_empty() {
+        &mut []
+    } else {
+        bytemuck::cast_slice_mut(bytes)
+    }
 }
 
 /// What rows of operands are written to: it can be cut between two rows.

@@ -4,7 +4,7 @@ use super::Machine;
 use super::memory::Call;
 use super::number::{Float, Lane, Number, with_float};
 use super::reduce::Columns;
-use super::rows::{RowsMut, Sum, dispatch, fold_pairs, for_blocks, rows_per_block};
+use super::rows::{RowsMut, Sum, dispatch, fold_pairs, for_blocks, rows_per_block, scratch};
 use crate::backend::StepContext;
 use crate::ops::velora::{SubTokens, Velora};
 use crate::tensor::TensorType;
@@ -49,30 +49,30 @@ where
                 let x = &x[rows.start * op.features..rows.end * op.features];
                 // Sub-tokens that are shorter than a vector are added across sub-tokens.
                 match (op.size(), op.features % op.size().max(1)) {
-                    (1, _) => dispatch(compress_short::<T, 1>, (op, x, v, z.elements)),
-                    (2, 0) => dispatch(compress_short::<T, 2>, (op, x, v, z.elements)),
-                    (3, 0) => dispatch(compress_short::<T, 3>, (op, x, v, z.elements)),
-                    (4, 0) => dispatch(compress_short::<T, 4>, (op, x, v, z.elements)),
-                    (6, 0) => dispatch(compress_short::<T, 6>, (op, x, v, z.elements)),
-                    (8, 0) => dispatch(compress_short::<T, 8>, (op, x, v, z.elements)),
-                    _ => dispatch(compress::<T>, (op, x, v, z.elements)),
+                    (1, _) => dispatch::<T, _, _>(compress_short::<T, 1>, (op, x, v, z.elements)),
+                    (2, 0) => dispatch::<T, _, _>(compress_short::<T, 2>, (op, x, v, z.elements)),
+                    (3, 0) => dispatch::<T, _, _>(compress_short::<T, 3>, (op, x, v, z.elements)),
+                    (4, 0) => dispatch::<T, _, _>(compress_short::<T, 4>, (op, x, v, z.elements)),
+                    (6, 0) => dispatch::<T, _, _>(compress_short::<T, 6>, (op, x, v, z.elements)),
+                    (8, 0) => dispatch::<T, _, _>(compress_short::<T, 8>, (op, x, v, z.elements)),
+                    _ => dispatch::<T, _, _>(compress::<T>, (op, x, v, z.elements)),
                 }
             });
         }
-        Velora::MeanDirection(op) => direction(op, x, y, bytemuck::cast_slice_mut(call.workspace)),
+        Velora::MeanDirection(op) => direction(op, x, y, scratch(call.workspace)),
         Velora::Spread { sizes, scale } => {
             let block = rows_per_block(sizes.features);
             let written = RowsMut::new(y, sizes.features);
             for_blocks(0..sizes.rows, block, written, &|rows, y| {
                 let p = &x[rows.start * sizes.groups..rows.end * sizes.groups];
-                dispatch(spread::<T>, (sizes, *scale, p, v, y.elements));
+                dispatch::<T, _, _>(spread::<T>, (sizes, *scale, p, v, y.elements));
             });
         }
         Velora::Repeat { sizes, scale } => {
             let block = rows_per_block(sizes.rows);
             let written = RowsMut::new(y, sizes.rows);
             for_blocks(0..sizes.features, block, written, &|features, y| {
-                dispatch(repeat::<T>, (sizes, *scale, x, v, features, y.elements));
+                dispatch::<T, _, _>(repeat::<T>, (sizes, *scale, x, v, features, y.elements));
             });
         }
     }

@@ -183,7 +183,10 @@ fn header(text: &[u8]) -> Result<Header, Problem> {
 
 /// The beginning of a text, for messages.
 fn short(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(40)).unwrap_or(text)
+    match text.char_indices().nth(40) {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
 }
 
 /// The few kinds of Python literals that a header is made of.
@@ -314,7 +317,7 @@ pub fn prelude(tensor: &TensorView<'_>) -> Option<Vec<u8>> {
     };
     let mut text = text + "), }";
     let before = MAGIC.len() + 4;
-    while (before + text.len() + 1) % 64 != 0 {
+    while !(before + text.len() + 1).is_multiple_of(64) {
         text.push(' ');
     }
     text.push('\n');

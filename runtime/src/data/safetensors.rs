@@ -145,7 +145,7 @@ pub fn write<'a>(
         }
     }
     let mut header = Value::Object(header).to_string();
-    while header.len() % 8 != 0 {
+    while !header.len().is_multiple_of(8) {
         header.push(' ');
     }
     if header.len() > MAX_HEADER {

@@ -64,6 +64,18 @@ pub fn scalar(data_type: DataType, number: f64) -> Result<Tensor, Refusal> {
     })
 }
 
+/// The first element of a tensor of floating-point numbers.
+pub fn float(tensor: &Tensor) -> Option<f64> {
+    let bytes = &tensor.bytes[..];
+    Some(match tensor.data_type {
+        DataType::FLOAT => f64::from(f32::from_le_bytes(bytes.get(..4)?.try_into().ok()?)),
+        DataType::DOUBLE => f64::from_le_bytes(bytes.get(..8)?.try_into().ok()?),
+        DataType::FLOAT16 => f16::from_le_bytes(bytes.get(..2)?.try_into().ok()?).to_f64(),
+        DataType::BFLOAT16 => bf16::from_le_bytes(bytes.get(..2)?.try_into().ok()?).to_f64(),
+        _ => return None,
+    })
+}
+
 /// A tensor of the file.
 ///
 /// # Errors

@@ -135,12 +135,15 @@ fn role(node: &Node, slot: usize) -> Option<Role> {
 
 /// What a parameter is to be drawn from.
 ///
-/// 1. The second factor of a LoRA pair (`lora_B` in its name) is 0, so that the pair changes nothing at
+/// 1. State of an optimiser inside the graph is 0: a name that begins or ends with the part `momentum`,
+///    `momentum_buffer`, `exp_avg` or `exp_avg_sq`, or begins with ONNX Runtime's `Moment_`. The graph
+///    reads and updates it as it does parameters, so that only names tell.
+/// 2. The second factor of a LoRA pair (`lora_B` in its name) is 0, so that the pair changes nothing at
 ///    first.
-/// 2. Vectors and scalars: 1 for scales and running variances of normalisations and for factors; 0 for
+/// 3. Vectors and scalars: 1 for scales and running variances of normalisations and for factors; 0 for
 ///    biases, running means and summands. Where no reader tells: 1 where the last part of the name holds
 ///    `weight`, `gamma`, `scale` or `var`, otherwise 0.
-/// 3. Larger ones by the scheme. `fan_in` is the number of elements that one output sums over: all axes
+/// 4. Larger ones by the scheme. `fan_in` is the number of elements that one output sums over: all axes
 ///    but the first, as PyTorch lays weights out, or the last but one where a product reads the tensor
 ///    as it lies. Those that are only added (learned positions) have deviation 0.02.
 pub fn distribution(
@@ -155,7 +158,7 @@ pub fn distribution(
     // The first of equals: the forward product comes before the one that makes the input's gradient, which
     // reads the weight the other way round.
     let role = role.min_by_key(|role| role.rank());
-    if value.name.contains("lora_B") {
+    if is_state(&value.name) || value.name.contains("lora_B") {
         return Distribution::Constant(0.0);
     }
     if shape.len() < 2 {
@@ -186,6 +189,20 @@ pub fn distribution(
             }
         }
     }
+}
+
+/// Whether a name is that of an optimiser's state; see [`distribution`].
+fn is_state(name: &str) -> bool {
+    let state = |part| {
+        matches!(
+            part,
+            "momentum" | "momentum_buffer" | "exp_avg" | "exp_avg_sq"
+        )
+    };
+    let mut parts = name.split(['.', '/']);
+    name.starts_with("Moment_")
+        || parts.next().is_some_and(state)
+        || parts.next_back().is_some_and(state)
 }
 
 /// Draws a parameter. The numbers depend on the seed, the name, the distribution and the position of each

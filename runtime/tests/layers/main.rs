@@ -99,6 +99,7 @@ fn try_run(threads: usize, graph: &str, inputs: &[(&str, Tensor)]) -> Result<Vec
         sizes: &BTreeMap::new(),
         partition: None,
         folder: None,
+        evaluation: false,
     };
     let inputs = inputs.iter().map(|(n, t)| ((*n).to_owned(), t.clone()));
     let cpu = Cpu::new(threads).unwrap();

@@ -14,14 +14,14 @@ use super::{Bias, Matrix, Problem};
 
 /// The longest block of the inner dimension: a panel of the right operand is read from the second-level
 /// cache once per panel of the left one, which stays in the first.
-const KC: usize = 384;
+const KC: usize = 512;
 /// Elements of the packed right operand at a time: it shares the last-level cache with the left one.
 const RIGHT_ELEMENTS: usize = 1 << 20;
 /// Elements of the packed left operand at a time.
 const LEFT_ELEMENTS: usize = 1 << 20;
 /// Below this many multiplications a task is not worth handing to another thread.
 const LEAF: usize = 1 << 21;
-/// Rows of a leaf: with `KC` they fill half of a second-level cache of 512 KiB.
+/// Rows of a leaf: with `KC` they fill a third of a second-level cache of 1 MiB.
 const LEAF_ROWS: usize = 168;
 /// Below this many elements packing is not worth handing to another thread.
 const PACK_LEAF: usize = 1 << 15;
@@ -404,7 +404,10 @@ where
         };
         if m <= LEAF_ROWS {
             let unpacked = B::as_accumulators(self.b.data)
-                .filter(|_| self.b.col_stride == 1 && m <= UNPACKED_HEIGHTS * height)
+                .filter(|_| {
+                    self.b.col_stride == 1
+                        && (m <= UNPACKED_HEIGHTS * height || self.b.row_stride <= NARROW)
+                })
                 .map(|data| &data[self.b.at(block.depth, block.col)..]);
             let right_stride = self.b.row_stride;
             packed.columns(

@@ -22,7 +22,7 @@ unsafe impl<T: Send> Send for TileMut<'_, T> {}
 impl<'a, T> TileMut<'a, T> {
     /// A dense tile at the start of `elements`; `None` where these are too few.
     pub fn dense(elements: &'a mut [T], rows: usize, cols: usize) -> Option<Self> {
-        (rows.checked_mul(cols)? <= elements.len()).then(|| TileMut {
+        (rows.checked_mul(cols)? <= elements.len()).then_some(TileMut {
             start: elements.as_mut_ptr(),
             rows,
             cols,

@@ -6,7 +6,7 @@ use crate::cpu::number::{Float, Lane, Number};
 use crate::cpu::reduce::Columns;
 use crate::cpu::rows::{
     RowsMut, Sum, dispatch, fold, fold_columns, fold_pairs, fold_triples, for_blocks,
-    rows_per_block,
+    rows_per_block, scratch,
 };
 use crate::ops::normalize::Layer;
 
@@ -58,7 +58,7 @@ where
             mean,
             inverse,
         };
-        dispatch(forward_rows::<T, S>, rows);
+        dispatch::<T, _, _>(forward_rows::<T, S>, rows);
     });
     Ok(())
 }
@@ -182,7 +182,7 @@ where
     };
     let [dx, dscale, dbias, ..] = &mut call.outputs;
     let columns = Columns::new(op.rows, op.size);
-    let partials: &mut [f64] = bytemuck::cast_slice_mut(call.workspace);
+    let partials: &mut [f64] = scratch(call.workspace);
     partials.fill(0.0);
     let (scales, biases) = partials.split_at_mut(columns.partials());
     let dx = dx.as_mut().map(|dx| dx.elements::<T>());
@@ -200,7 +200,7 @@ where
             let start = block * columns.block;
             let rows = start..(start + columns.block).min(op.rows);
             let biases = if bias_wanted { biases } else { &mut [] };
-            dispatch(
+            dispatch::<T, _, _>(
                 grad_block::<T, S, INVERTED>,
                 (&given, rows, dx, scales, biases),
             );

@@ -1,6 +1,6 @@
 //! The gradient of a GRU layer.
 
-use super::shared::{PARALLEL, column_sums, optional, required, take};
+use super::shared::{PARALLEL, Row, column_sums, optional, required, take};
 use crate::cpu::gemm::Problem;
 use crate::cpu::memory::Call;
 use crate::cpu::product::{self, Real, multiply};
@@ -137,7 +137,7 @@ pub(super) fn execute<T: Real>(
             }
         }
         let product = &*product;
-        let second = |(b, ((da, dh), extra)): (usize, ((&mut [T], &mut [T]), &mut [T]))| {
+        let second = |(b, ((da, dh), extra)): Row<'_, T>| {
             let at = b * hidden;
             for j in 0..hidden {
                 let r = gates[b * width + hidden + j];

@@ -2,7 +2,7 @@
 //!
 //! As ONNX Runtime defines it: peepholes are not known, so that the paths through them are left out.
 
-use super::shared::{PARALLEL, column_sums, optional, required, take};
+use super::shared::{PARALLEL, Row, column_sums, optional, required, take};
 use crate::cpu::gemm::Problem;
 use crate::cpu::memory::Call;
 use crate::cpu::product::{self, Real, multiply};
@@ -75,7 +75,7 @@ pub(super) fn execute<T: Real>(sizes: Sizes, call: Call<'_>) -> Result<(), Strin
             None => c0,
         };
         let dy = dy.map(|dy| &dy[t * state..][..state]);
-        let row = |(b, ((da, dh), dc)): (usize, ((&mut [T], &mut [T]), &mut [T]))| {
+        let row = |(b, ((da, dh), dc)): Row<'_, T>| {
             let at = b * hidden;
             let gates = &gates[b * width..][..width];
             for j in 0..hidden {

@@ -8,6 +8,9 @@ use rayon::prelude::*;
 /// Gate elements of a step from which its rows are shared out among the threads.
 pub(super) const PARALLEL: usize = 1 << 12;
 
+/// A sequence of a step: its number, and its rows of three matrices.
+pub(super) type Row<'r, T> = (usize, ((&'r mut [T], &'r mut [T]), &'r mut [T]));
+
 /// The elements of an operand, none where it is absent.
 pub(super) fn optional<'m, T: Real>(input: &Option<Input<'m>>) -> Option<&'m [T]> {
     input.as_ref().map(|input| input.elements())

@@ -5,7 +5,6 @@ use super::{MAX_CONSTANT_BYTES, Movement, Range, Trilu, expect_shape, known, wid
 use crate::lower::{Lowering, Refusal, constants};
 use crate::ops::Op;
 use crate::tensor::{Tensor, TensorType};
-use half::{bf16, f16};
 use velora_graph::ir::Node;
 use velora_graph::shapes::DataType;
 
@@ -148,7 +147,7 @@ pub(super) fn range(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Refu
     for slot in 0..3 {
         if ty.data_type.is_float() {
             let tensor = lowering.constant_input(node, slot)?;
-            let number = tensor.as_ref().and_then(number);
+            let number = tensor.as_ref().and_then(constants::float);
             numbers[slot] = number.ok_or_else(|| {
                 Refusal(format!(
                     "input {slot} must be a number known before the first step"
@@ -175,18 +174,6 @@ pub(super) fn range(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Refu
     let op = Op::Movement(Movement::Range(op));
     lowering.emit(op, Vec::new(), vec![Some(output)]);
     Ok(())
-}
-
-/// A floating-point number.
-fn number(tensor: &Tensor) -> Option<f64> {
-    let bytes = &tensor.bytes[..];
-    Some(match tensor.data_type {
-        DataType::FLOAT => f64::from(f32::from_le_bytes(bytes.get(..4)?.try_into().ok()?)),
-        DataType::DOUBLE => f64::from_le_bytes(bytes.get(..8)?.try_into().ok()?),
-        DataType::FLOAT16 => f16::from_le_bytes(bytes.get(..2)?.try_into().ok()?).to_f64(),
-        DataType::BFLOAT16 => bf16::from_le_bytes(bytes.get(..2)?.try_into().ok()?).to_f64(),
-        _ => return None,
-    })
 }
 
 pub(super) fn trilu(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Refusal> {

@@ -27,9 +27,12 @@ macro_rules! kernel {
             }
             let mut sums = [[$zero(); 2]; R];
             let mut step = |p: usize| {
-                // SAFETY: the right operand has `k` groups of two vectors.
-                let right =
-                    unsafe { [$load(b.add(p * b_stride)), $load(b.add(p * b_stride + $lanes))] };
+                let group = b.wrapping_add(p * b_stride);
+                let mut right = [$zero(); 2];
+                for (v, right) in right.iter_mut().enumerate() {
+                    // SAFETY: the right operand has `k` groups of two vectors.
+                    *right = unsafe { $load(group.add(v * $lanes)) };
+                }
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let at = if PACKED { p * a_stride + row } else { row * a_stride + p };
                     // SAFETY: the left operand has an element for every row of the tile and every `p`.

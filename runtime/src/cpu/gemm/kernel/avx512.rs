@@ -21,7 +21,6 @@ macro_rules! kernel {
         #[target_feature(enable = "avx512f")]
         #[inline]
         unsafe fn $tile<const R: usize, const V: usize, const PACKED: bool>(job: &Job<$type>) {
-            const NR: usize = 2 * $lanes;
             let (k, a, b, b_stride) = (job.k, job.a, job.b, job.b_stride);
             let a_stride = if PACKED { job.a_depth_stride } else { job.a_row_stride };
             for row in 0..R {
