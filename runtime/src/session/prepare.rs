@@ -4,6 +4,7 @@ use super::bind::Bound;
 use crate::backend::Backend;
 use crate::data::Dataset;
 use crate::lower::{LowerError, Request};
+use crate::plan::fuse::fuse;
 use crate::plan::{Operand, Plan, PlanError, build};
 use crate::program::{Source, TensorId};
 use crate::training::{Gradients, Signature, Wired, wire};
@@ -81,6 +82,7 @@ pub fn plan(
     if purpose == Purpose::Evaluate {
         wired.forget_gradients();
     }
+    fuse(&mut wired.program);
     let plan = build(&wired.program, backend)?;
     let ports = ports(&wired, &plan, bound, purpose);
     Ok((plan, ports))

@@ -28,6 +28,32 @@ pub enum Elementwise {
     Expression(Expression),
 }
 
+/// Hands on the elements of a tensor of a type, unchanged.
+pub fn copy(ty: &TensorType) -> Elementwise {
+    // Bytes, where it is a type that expressions do not have.
+    let (data_type, count) = match Class::of(ty.data_type) {
+        Some(_) => (ty.data_type, ty.elements()),
+        None => (DataType::BOOL, ty.bytes()),
+    };
+    let load = Instruction {
+        operator: Operator::Load(0),
+        ty: data_type,
+        arguments: [0; 3],
+    };
+    Elementwise::Expression(Expression {
+        shape: vec![count],
+        loads: vec![Load {
+            input: 0,
+            ty: data_type,
+            strides: vec![1],
+            offset: 0,
+        }],
+        code: vec![load],
+        stores: vec![0],
+        slots: vec![0],
+    })
+}
+
 impl Elementwise {
     /// The word that profiles and listings use.
     pub fn name(&self) -> &'static str {
@@ -42,30 +68,4 @@ impl Elementwise {
             Elementwise::Expression(expression) => expression.in_place(),
         }
     }
-}
-
-/// An operation that copies a tensor of any type, as the widest elements that its bytes make up.
-pub fn copy(ty: &TensorType) -> Elementwise {
-    let bytes = ty.bytes();
-    let (data_type, size) = match bytes {
-        _ if bytes.is_multiple_of(8) => (DataType::INT64, 8),
-        _ if bytes.is_multiple_of(4) => (DataType::FLOAT, 4),
-        _ => (DataType::BOOL, 1),
-    };
-    Elementwise::Expression(Expression {
-        shape: vec![bytes / size],
-        loads: vec![Load {
-            input: 0,
-            ty: data_type,
-            strides: vec![1],
-            offset: 0,
-        }],
-        code: vec![Instruction {
-            operator: Operator::Load(0),
-            ty: data_type,
-            arguments: [0; 3],
-        }],
-        stores: vec![0],
-        slots: vec![0],
-    })
 }
