@@ -1,5 +1,9 @@
 //! Arguments only; what they do is in `commands/`.
 
+mod run;
+
+pub use run::{Device, OptimizerKind, ParameterInit, RunArguments, ScheduleKind};
+
 use crate::io::is_one_place;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -39,6 +43,8 @@ pub struct Arguments {
 pub enum Command {
     /// Show where the memory goes, what could be freed, and what keeps it alive
     Inspect(InspectArguments),
+    /// Train a graph, original or rewritten, on this machine
+    Run(Box<RunArguments>),
     /// Print a model in the ONNX textual syntax
     Print(PrintArguments),
     /// Print a completion script for a shell
@@ -55,9 +61,9 @@ pub enum Command {
     },
 }
 
-/// What every command that analyses a graph takes.
+/// What every command that takes a training graph wants to know of it.
 #[derive(Args, Debug)]
-pub struct GraphArguments {
+pub struct SourceArguments {
     /// The training graph: forward, loss and backward in one ONNX file; `-` is standard input
     pub model: PathBuf,
     /// The loss output, where it cannot be told
@@ -72,18 +78,26 @@ pub struct GraphArguments {
     /// Drop fields that are newer than this tool's ONNX schema, instead of stopping
     #[arg(long, help_heading = "Graph")]
     pub allow_unknown_fields: bool,
-    /// Write the report as JSON (schema velora-report/1); `-` is standard output, without the table
-    #[arg(long, value_name = "F", help_heading = "Output")]
-    pub json: Option<PathBuf>,
-    /// Write the report as one self-contained HTML file
-    #[arg(long, value_name = "F", help_heading = "Output")]
-    pub html: Option<PathBuf>,
     /// Print no table
     #[arg(short, long, help_heading = "Output", conflicts_with = "verbose")]
     pub quiet: bool,
     /// Say on standard error what is done; list every tensor and every reader
     #[arg(short, long, help_heading = "Output")]
     pub verbose: bool,
+}
+
+/// What every command that analyses a graph takes.
+#[derive(Args, Debug)]
+pub struct GraphArguments {
+    /// The training graph.
+    #[command(flatten)]
+    pub source: SourceArguments,
+    /// Write the report as JSON (schema velora-report/1); `-` is standard output, without the table
+    #[arg(long, value_name = "F", help_heading = "Output")]
+    pub json: Option<PathBuf>,
+    /// Write the report as one self-contained HTML file
+    #[arg(long, value_name = "F", help_heading = "Output")]
+    pub html: Option<PathBuf>,
 }
 
 /// Arguments of the default verb.
@@ -238,15 +252,26 @@ impl Arguments {
     /// # Errors
     /// A usage error, for [`clap::Error::exit`].
     pub fn validate(&self) -> Result<(), clap::Error> {
+        let reports = |graph: &'_ GraphArguments| {
+            [
+                ("--json", graph.json.clone()),
+                ("--html", graph.html.clone()),
+            ]
+        };
         let (graph, outputs, plan) = match (&self.command, &self.optimize) {
-            (Some(Command::Inspect(inspect)), _) => (&inspect.graph, vec![], None),
+            (Some(Command::Inspect(inspect)), _) => {
+                let outputs = reports(&inspect.graph).to_vec();
+                (&inspect.graph.source, outputs, None)
+            }
+            (Some(Command::Run(run)), _) => (&run.source, run.outputs(), None),
             (None, Some(optimize)) => {
                 let selection = &optimize.selection;
-                let outputs = vec![
-                    ("-o", Some(&optimize.output)),
-                    ("--emit-plan", selection.emit_plan.as_ref()),
+                let mut outputs = vec![
+                    ("-o", Some(optimize.output.clone())),
+                    ("--emit-plan", selection.emit_plan.clone()),
                 ];
-                (&optimize.graph, outputs, selection.plan.as_ref())
+                outputs.extend(reports(&optimize.graph));
+                (&optimize.graph.source, outputs, selection.plan.as_ref())
             }
             _ => return Ok(()),
         };
@@ -254,12 +279,8 @@ impl Arguments {
             let error = Arguments::command().error(ErrorKind::ArgumentConflict, message);
             Err(error)
         };
-        let outputs: Vec<(&str, &PathBuf)> = (outputs.into_iter())
-            .chain([
-                ("--json", graph.json.as_ref()),
-                ("--html", graph.html.as_ref()),
-            ])
-            .filter_map(|(option, path)| Some((option, path?)))
+        let outputs: Vec<(&str, &PathBuf)> = (outputs.iter())
+            .filter_map(|(option, path)| Some((*option, path.as_ref()?)))
             .collect();
         for (i, (first, path)) in outputs.iter().enumerate() {
             if let Some((second, _)) = outputs
@@ -358,7 +379,7 @@ mod tests {
         let default = parse("velora-opt m.onnx -o out.onnx --dim a=b=3").unwrap();
         assert!(default.command.is_none());
         let optimize = default.optimize.unwrap();
-        assert_eq!(optimize.graph.dims, [("a=b".to_owned(), 3)]);
+        assert_eq!(optimize.graph.source.dims, [("a=b".to_owned(), 3)]);
         let inspect = parse("velora-opt inspect m.onnx").unwrap();
         assert!(inspect.optimize.is_none() && inspect.command.is_some());
         // A model called like a command is given with its folder.

@@ -1,5 +1,6 @@
 //! The `velora-opt` command: an exported training graph in, a compressed training graph out.
 
+mod allocations;
 mod cli;
 mod commands;
 mod dims;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     }
     let result = match (&arguments.command, &arguments.optimize) {
         (Some(Command::Inspect(inspect)), _) => commands::inspect::run(inspect),
+        (Some(Command::Run(run)), _) => commands::run::run(run),
         (Some(Command::Print(print)), _) => commands::print::run(print),
         (Some(Command::Completions { shell }), _) => commands::completions::run(*shell),
         (Some(Command::Man { command }), _) => commands::man::run(command.as_deref()),

@@ -15,7 +15,7 @@ use velora_passes::pipeline::{Options, optimise};
 /// # Errors
 /// Where the file cannot be read, is no training graph, or a report cannot be written.
 pub fn run(arguments: &InspectArguments) -> Result<()> {
-    let loaded = Loaded::read(&arguments.graph)?;
+    let loaded = Loaded::read(&arguments.graph.source)?;
     let name = &loaded.name;
     let options = Options {
         settings: loaded.settings.clone(),
@@ -26,7 +26,11 @@ pub fn run(arguments: &InspectArguments) -> Result<()> {
         checks: Checks::default(),
     };
     let outcome = optimise(&loaded.model, &options).with_context(|| name.clone())?;
-    warn_of_doubtful(&arguments.graph, &loaded.model, &outcome.before.roles);
+    warn_of_doubtful(
+        &arguments.graph.source,
+        &loaded.model,
+        &outcome.before.roles,
+    );
     let after =
         Analyses::new(&outcome.ran.model, &loaded.settings).with_context(|| name.clone())?;
     let sides = Sides {

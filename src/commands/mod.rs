@@ -5,8 +5,9 @@ pub mod inspect;
 pub mod man;
 pub mod optimize;
 pub mod print;
+pub mod run;
 
-use crate::cli::{GraphArguments, is_stream};
+use crate::cli::{GraphArguments, SourceArguments, is_stream};
 use crate::dims::sizes;
 use crate::io::{Input, write_text};
 use crate::report::{Report, Style, View, html, inspected, json, optimized};
@@ -31,7 +32,7 @@ impl Loaded {
     ///
     /// # Errors
     /// Where the file cannot be read, or its graph breaks the rules of the format.
-    fn read(arguments: &GraphArguments) -> Result<Loaded> {
+    fn read(arguments: &SourceArguments) -> Result<Loaded> {
         let input = Input::read(&arguments.model, arguments.allow_unknown_fields)?;
         let name = input.name;
         if input.model.graph.is_none() {
@@ -60,7 +61,7 @@ impl Loaded {
 }
 
 /// Says which outputs may be gradients that no name tells of.
-fn warn_of_doubtful(arguments: &GraphArguments, model: &Model, roles: &Roles) {
+fn warn_of_doubtful(arguments: &SourceArguments, model: &Model, roles: &Roles) {
     if arguments.quiet {
         return;
     }
@@ -90,7 +91,7 @@ fn deliver(
     }
     let reports = [&arguments.json, &arguments.html];
     let streamed = reports.into_iter().flatten().any(|path| is_stream(path));
-    if arguments.quiet || streamed {
+    if arguments.source.quiet || streamed {
         return Ok(());
     }
     let render = |style| match view {
@@ -100,9 +101,12 @@ fn deliver(
     if taken.is_some_and(is_stream) {
         eprint!(
             "{}",
-            render(Style::of(&std::io::stderr(), arguments.verbose))
+            render(Style::of(&std::io::stderr(), arguments.source.verbose))
         );
         return Ok(());
     }
-    crate::io::print(&render(Style::of(&std::io::stdout(), arguments.verbose)))
+    crate::io::print(&render(Style::of(
+        &std::io::stdout(),
+        arguments.source.verbose,
+    )))
 }

@@ -23,12 +23,12 @@ use velora_passes::pipeline::{Options, PASSES, already_rewritten, optimise};
 /// cannot be written. No model is written where it could not be rewritten.
 pub fn run(arguments: &OptimizeArguments) -> Result<()> {
     check_pass(arguments.print_after.as_deref())?;
-    let loaded = Loaded::read(&arguments.graph)?;
+    let loaded = Loaded::read(&arguments.graph.source)?;
     let (name, model) = (&loaded.name, &loaded.model);
     check_opset(model).with_context(|| name.clone())?;
     if already_rewritten(model) {
         write(arguments, model)?;
-        if !arguments.graph.quiet {
+        if !arguments.graph.source.quiet {
             let asked = [&arguments.graph.json, &arguments.graph.html];
             let asked =
                 asked.iter().any(|f| f.is_some()) || arguments.selection.emit_plan.is_some();
@@ -64,7 +64,7 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
         },
     };
     let outcome = optimise(model, &options).with_context(|| name.clone())?;
-    warn_of_doubtful(&arguments.graph, model, &outcome.before.roles);
+    warn_of_doubtful(&arguments.graph.source, model, &outcome.before.roles);
     let after = match outcome.ran.passes.is_empty() {
         true => outcome.before.clone(),
         false => {
@@ -103,7 +103,7 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
 }
 
 fn write(arguments: &OptimizeArguments, model: &Model) -> Result<()> {
-    let source = &arguments.graph.model;
+    let source = &arguments.graph.source.model;
     let source = (!is_stream(source)).then_some(source.as_path());
     let mut proto = model.to_proto();
     write_model(
@@ -112,7 +112,7 @@ fn write(arguments: &OptimizeArguments, model: &Model) -> Result<()> {
         &arguments.output,
         arguments.external_data,
     )?;
-    if arguments.graph.verbose {
+    if arguments.graph.source.verbose {
         eprintln!("velora-opt: wrote {}", arguments.output.display());
     }
     Ok(())
@@ -126,7 +126,7 @@ fn show_passes(arguments: &OptimizeArguments, ran: &Ran) {
         if arguments.time_passes {
             eprintln!("velora-opt: {pass}: {:.3} ms", time.as_secs_f64() * 1e3);
         }
-        if arguments.graph.verbose {
+        if arguments.graph.source.verbose {
             eprintln!(
                 "velora-opt: {pass}: {}",
                 reason.as_deref().unwrap_or("nothing to change")

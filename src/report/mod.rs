@@ -6,6 +6,7 @@ mod amount;
 pub mod build;
 mod html;
 mod json;
+pub mod run;
 mod table;
 mod units;
 

@@ -8,6 +8,7 @@ pub mod arena;
 mod build;
 pub mod fuse;
 mod order;
+pub mod show;
 
 pub use build::{PlanError, build};
 

@@ -127,6 +127,11 @@ impl<'b> Session<'b> {
         self.step
     }
 
+    /// Sets the learning rates, before the first step.
+    pub fn set_schedule(&mut self, schedule: Schedule) {
+        self.settings.schedule = schedule;
+    }
+
     /// Where the next batch begins.
     pub fn batches(&self) -> &Batches {
         &self.batches

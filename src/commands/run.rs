@@ -1,0 +1,351 @@
+//! `run`: trains a graph on this machine.
+
+use super::{Loaded, warn_of_doubtful};
+use crate::cli::{Device, OptimizerKind, ParameterInit, RunArguments, ScheduleKind, is_stream};
+use crate::io::{print, write_text};
+use crate::report::run::{Outcome, RegionBytes, Scored, table};
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, LineWriter, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use velora_graph::analysis::partition::Partition;
+use velora_graph::analysis::roles::roles;
+use velora_graph::onnx::write::replace;
+use velora_runtime::backend::{Backend, Observer};
+use velora_runtime::cpu::Cpu;
+use velora_runtime::data::batches::{Batches, Last};
+use velora_runtime::data::{self, safetensors};
+use velora_runtime::plan::show;
+use velora_runtime::session::checkpoint;
+use velora_runtime::session::evaluation::Evaluation;
+use velora_runtime::session::init::Scheme;
+use velora_runtime::session::optimizer::Optimizer;
+use velora_runtime::session::profile::Profile;
+use velora_runtime::session::schedule::{Decay, Schedule};
+use velora_runtime::session::start::{Options, Started, start};
+use velora_runtime::session::trainer::{Report, Settings};
+
+/// Trains a graph.
+///
+/// # Errors
+/// Where files cannot be read or do not fit the graph, where the graph cannot be executed, where the loss
+/// is no number, or where a result cannot be written.
+pub fn run(arguments: &RunArguments) -> Result<()> {
+    if arguments.device == Device::Cuda {
+        bail!("--device cuda: this version has no CUDA backend; use --device cpu, or leave it out");
+    }
+    let loaded = Loaded::read(&arguments.source)?;
+    let name = &loaded.name;
+    let graph = &loaded.model.graph;
+    let roles = roles(graph, &loaded.settings.hints).with_context(|| name.clone())?;
+    warn_of_doubtful(&arguments.source, &loaded.model, &roles);
+    let partition = Partition::new(graph, &roles);
+    let read = |path: &Path| data::read(path).context("cannot use the data");
+    let train = read(&arguments.data)?;
+    let held_out = arguments.eval.as_deref().map(read).transpose()?;
+    let parameters = arguments.params.as_deref().map(read).transpose()?;
+    let resumed = arguments
+        .resume
+        .as_deref()
+        .map(checkpoint::read)
+        .transpose()?;
+    let optimizer = optimizer(arguments);
+    optimizer.check()?;
+    let cpu = Cpu::new(arguments.threads).context("cannot start threads")?;
+    let settings = Settings {
+        optimizer: Some(optimizer),
+        schedule: Schedule::constant(arguments.lr),
+        accumulate: arguments.accumulate,
+        clip: arguments.clip,
+        seed: arguments.seed,
+        model: signature(&loaded),
+    };
+    let options = Options {
+        data: &train,
+        evaluation: held_out.as_ref(),
+        batch: arguments.batch,
+        sizes: &loaded.settings.sizes,
+        last: if arguments.keep_last {
+            Last::Keep
+        } else {
+            Last::Drop
+        },
+        shuffle: !arguments.no_shuffle,
+        parameters: parameters.as_ref(),
+        init: arguments.init_params.map(|kind| match kind {
+            ParameterInit::Normal => Scheme::Normal,
+            ParameterInit::Kaiming => Scheme::Kaiming,
+        }),
+        settings,
+        folder: arguments.source.model.parent(),
+    };
+    let mut started =
+        start(&loaded.model, &roles, &partition, options, &cpu).with_context(|| name.clone())?;
+    let per_epoch = started.session.batches().per_epoch() as u64;
+    let steps = arguments
+        .steps
+        .unwrap_or((per_epoch / arguments.accumulate).max(1));
+    started.session.set_schedule(Schedule {
+        peak: arguments.lr,
+        warmup: arguments.warmup,
+        decay: match arguments.schedule {
+            ScheduleKind::Constant => Decay::Constant,
+            ScheduleKind::Cosine => Decay::Cosine {
+                total: steps,
+                floor: 0.0,
+            },
+        },
+    });
+    if let Some(checkpoint) = &resumed {
+        started.session.resume(checkpoint)?;
+    }
+    if let Some(path) = &arguments.plan_json {
+        write_text(path, &show::json(started.session.plan())?)?;
+    }
+    for note in started.notes.iter().filter(|_| !arguments.source.quiet) {
+        eprintln!("velora-opt: {note}");
+    }
+    // The pool's own thread runs the loop: a step is then handed over to nobody.
+    let mut outcome = None;
+    let work = &mut started;
+    cpu.enter(&mut || outcome = Some(train_loop(arguments, work, steps)));
+    let Some(trained) = outcome else {
+        bail!("the device ran nothing");
+    };
+    let mut trained = trained?;
+    trained.device = cpu.name();
+    trained.model = name.clone();
+    deliver(arguments, &started, &trained)
+}
+
+/// Trains to the last step, with evaluations and checkpoints on the way.
+fn train_loop(arguments: &RunArguments, started: &mut Started<'_>, steps: u64) -> Result<Outcome> {
+    let mut log = Log::new(arguments)?;
+    let mut profile = arguments.profile.as_ref().map(|_| Profile::default());
+    let mut progress = Progress::new(arguments, steps);
+    let mut outcome = Outcome::new(started.session.plan());
+    let mut spent = Duration::ZERO;
+    let first = started.session.steps();
+    while started.session.steps() < steps {
+        let begin = Instant::now();
+        let watch = profile.as_mut().map(|p| p as &mut dyn Observer);
+        let counted = crate::allocations::count();
+        let report = started.session.step(watch)?;
+        let (count, bytes) = crate::allocations::since(counted);
+        spent += begin.elapsed();
+        // In the first steps the threads set up what they keep.
+        if report.step > first + 2 && profile.is_none() {
+            outcome.allocations.0 += count;
+            outcome.allocations.1 += bytes;
+        }
+        outcome.loss.push((report.step, report.loss));
+        log.step(&report)?;
+        progress.step(&report);
+        let due = |every: Option<u64>| every.is_some_and(|n| report.step.is_multiple_of(n));
+        if due(arguments.eval_every) && report.step < steps {
+            let evaluation = evaluate(started)?;
+            log.evaluation(report.step, evaluation.as_ref())?;
+            outcome
+                .evaluations
+                .extend(evaluation.map(|e| (report.step, e)));
+        }
+        if due(arguments.checkpoint_every)
+            && let Some(path) = &arguments.checkpoint
+        {
+            started.session.save(path)?;
+        }
+    }
+    progress.clear();
+    let done = started.session.steps().saturating_sub(first);
+    outcome.seconds_per_step = spent.as_secs_f64() / done.max(1) as f64;
+    outcome.steps = started.session.steps();
+    let evaluation = evaluate(started)?;
+    log.evaluation(outcome.steps, evaluation.as_ref())?;
+    outcome.evaluation = evaluation;
+    if let Some(path) = &arguments.checkpoint {
+        started.session.save(path)?;
+    }
+    if let (Some(profile), Some(path)) = (&profile, &arguments.profile) {
+        outcome.profile = profile.rows();
+        replace(path, |file| profile.write_trace(&mut BufWriter::new(file)))?;
+    }
+    outcome.memory = (started.session.memory().into_iter())
+        .map(|(region, predicted, measured)| RegionBytes {
+            region: region.name(),
+            predicted,
+            measured,
+        })
+        .collect();
+    Ok(outcome)
+}
+
+fn evaluate(started: &mut Started<'_>) -> Result<Option<Scored>> {
+    let (labels, is_text) = (started.labels, started.is_text);
+    let Some(data) = &mut started.evaluation else {
+        return Ok(None);
+    };
+    let data: &mut Batches = data;
+    let Evaluation { loss, accuracy, .. } = started.session.evaluate(data, labels)?;
+    Ok(Some(Scored {
+        loss,
+        accuracy,
+        perplexity: is_text.then(|| loss.exp()),
+    }))
+}
+
+fn optimizer(arguments: &RunArguments) -> Optimizer {
+    let decay = arguments.weight_decay;
+    let betas = match arguments.betas[..] {
+        [first, second] => [first, second],
+        // clap takes exactly two.
+        _ => [0.9, 0.999],
+    };
+    match arguments.optimizer {
+        OptimizerKind::Sgd => Optimizer::Sgd {
+            momentum: arguments.momentum,
+            nesterov: false,
+            weight_decay: decay.unwrap_or(0.0),
+        },
+        OptimizerKind::Adam => Optimizer::Adam {
+            betas,
+            epsilon: 1e-8,
+            weight_decay: decay.unwrap_or(0.0),
+        },
+        OptimizerKind::Adamw => Optimizer::AdamW {
+            betas,
+            epsilon: 1e-8,
+            weight_decay: decay.unwrap_or(0.01),
+        },
+    }
+}
+
+/// What tells models apart for a checkpoint: the parameters' names and shapes are compared anyway, so
+/// this is what else decides the numbers, the operators in their order.
+fn signature(loaded: &Loaded) -> String {
+    let graph = &loaded.model.graph;
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for &node in graph.order() {
+        let node = graph.node(node);
+        for byte in node.domain().bytes().chain(node.op().bytes()).chain([0]) {
+            // FNV-1a: a label, not a safeguard against forgery.
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+    format!("{} nodes, {hash:016x}", graph.node_count())
+}
+
+/// Writes the outcome and the parameters.
+fn deliver(arguments: &RunArguments, started: &Started<'_>, outcome: &Outcome) -> Result<()> {
+    if let Some(path) = &arguments.save {
+        let tensors: Vec<_> = (started.session.kept().iter())
+            .map(|kept| (&kept.name[..], started.session.read(&kept.operand)))
+            .collect();
+        let views = tensors.iter().map(|(name, tensor)| (*name, tensor.view()));
+        safetensors::write(path, &BTreeMap::new(), views)?;
+    }
+    if let Some(path) = &arguments.json {
+        write_text(path, &outcome.json(&started.bound.sizes)?)?;
+    }
+    if arguments.source.quiet || arguments.streams_outcome() {
+        return Ok(());
+    }
+    print(&table(outcome))
+}
+
+/// Lines of JSON, one per step.
+struct Log(Option<Box<dyn Write + Send>>);
+
+impl Log {
+    fn new(arguments: &RunArguments) -> Result<Self> {
+        let Some(path) = &arguments.log else {
+            return Ok(Log(None));
+        };
+        if is_stream(path) {
+            return Ok(Log(Some(Box::new(std::io::stdout()))));
+        }
+        // A run that goes on from a checkpoint goes on in its log.
+        let mut options = File::options();
+        let options = options.create(true).write(true);
+        let options = match arguments.resume {
+            Some(_) => options.append(true),
+            None => options.truncate(true),
+        };
+        let file = options
+            .open(path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Log(Some(Box::new(LineWriter::new(file)))))
+    }
+
+    fn line(&mut self, line: &serde_json::Value) -> Result<()> {
+        match &mut self.0 {
+            Some(to) => writeln!(to, "{line}").context("cannot write the log"),
+            None => Ok(()),
+        }
+    }
+
+    fn step(&mut self, report: &Report) -> Result<()> {
+        if self.0.is_none() {
+            return Ok(());
+        }
+        self.line(&serde_json::json!({
+            "step": report.step,
+            "loss": report.loss,
+            "learning_rate": report.learning_rate,
+            "gradient_norm": report.gradient_norm,
+        }))
+    }
+
+    fn evaluation(&mut self, step: u64, evaluation: Option<&Scored>) -> Result<()> {
+        match evaluation {
+            Some(scored) => self.line(&serde_json::json!({ "step": step, "eval": scored })),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A line on a terminal that counts steps, for work over a second.
+struct Progress {
+    steps: u64,
+    shown: bool,
+    start: Instant,
+    last: Instant,
+    active: bool,
+}
+
+impl Progress {
+    fn new(arguments: &RunArguments, steps: u64) -> Self {
+        let now = Instant::now();
+        Progress {
+            steps,
+            shown: false,
+            start: now,
+            last: now,
+            active: !arguments.source.quiet && std::io::stderr().is_terminal(),
+        }
+    }
+
+    fn step(&mut self, report: &Report) {
+        let due = self.last.elapsed() > Duration::from_millis(200);
+        if self.active && due && self.start.elapsed() > Duration::from_secs(1) {
+            self.last = Instant::now();
+            self.shown = true;
+            let done = (20 * report.step / self.steps.max(1)).min(20) as usize;
+            eprint!(
+                "\r[{}{}] {}/{} loss {:.4} ",
+                "#".repeat(done),
+                ".".repeat(20 - done),
+                report.step,
+                self.steps,
+                report.loss
+            );
+        }
+    }
+
+    fn clear(&mut self) {
+        if self.shown {
+            eprint!("\r{}\r", " ".repeat(70));
+        }
+    }
+}
