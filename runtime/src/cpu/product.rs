@@ -1,6 +1,7 @@
 //! Matrix products on slices, for kernels that are made of several.
 
 use super::gemm::{self, Accumulator, Bias, MatrixMut, Problem};
+use super::math;
 use bytemuck::Pod;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
@@ -27,10 +28,13 @@ pub trait Real:
 
     /// The hyperbolic tangent.
     fn tanh(self) -> Self;
+
+    /// `1 / (1 + e^-x)`
+    fn sigmoid(self) -> Self;
 }
 
 macro_rules! real {
-    ($type:ty) => {
+    ($type:ty, $exp:expr, $tanh:expr, $sigmoid:expr) => {
         impl Real for $type {
             #[inline(always)]
             fn from_f64(number: f64) -> $type {
@@ -44,19 +48,24 @@ macro_rules! real {
 
             #[inline(always)]
             fn exp(self) -> $type {
-                <$type>::exp(self)
+                $exp(self)
             }
 
             #[inline(always)]
             fn tanh(self) -> $type {
-                <$type>::tanh(self)
+                $tanh(self)
+            }
+
+            #[inline(always)]
+            fn sigmoid(self) -> $type {
+                $sigmoid(self)
             }
         }
     };
 }
 
-real!(f32);
-real!(f64);
+real!(f32, math::exp, math::tanh, math::sigmoid);
+real!(f64, f64::exp, f64::tanh, |x: f64| 1.0 / (1.0 + (-x).exp()));
 
 pub use super::gemm::Matrix;
 

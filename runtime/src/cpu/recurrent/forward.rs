@@ -1,6 +1,6 @@
 //! A layer over all steps.
 
-use super::shared::{PARALLEL, apply, optional, required, take};
+use super::shared::{PARALLEL, apply_all, optional, required, take};
 use crate::cpu::gemm::Problem;
 use crate::cpu::memory::{Call, Output};
 use crate::cpu::product::{self, Real, multiply};
@@ -262,10 +262,8 @@ fn step<T: Real>(
     match pass.cell {
         Cell::Rnn => rows(pass, gates, next_row, h, c, |b, gates, h, _| {
             if pass.runs(b, t) {
-                for (h, gate) in h.iter_mut().zip(gates) {
-                    *gate = apply(pass.activations[0], pass.clipped(*gate));
-                    *h = *gate;
-                }
+                pass.activate(0, gates);
+                h.copy_from_slice(gates);
             }
         }),
         Cell::Lstm { input_forget } => rows(pass, gates, next_row, h, c, |b, gates, h, c| {
@@ -317,65 +315,83 @@ impl<T: Real> Pass<'_, T> {
         self.lengths.is_none_or(|n| t < n[sequence] as usize)
     }
 
-    #[inline(always)]
-    fn clipped(&self, x: T) -> T {
-        match self.clip {
-            Some(clip) if x > clip => clip,
-            Some(clip) if x < -clip => -clip,
-            _ => x,
+    /// Clips what an activation gets, and applies it.
+    fn activate(&self, activation: usize, gate: &mut [T]) {
+        if let Some(clip) = self.clip {
+            for x in &mut *gate {
+                if *x > clip {
+                    *x = clip;
+                } else if *x < -clip {
+                    *x = -clip;
+                }
+            }
+        }
+        apply_all(self.activations[activation], gate);
+    }
+
+    /// Adds what a gate (0 for i, 1 for o, 2 for f) sees of the cell.
+    fn peep(&self, number: usize, gate: &mut [T], cell: &[T]) {
+        if let Some(peepholes) = self.peepholes {
+            let peepholes = &peepholes[number * self.hidden..];
+            for ((gate, &p), &c) in gate.iter_mut().zip(peepholes).zip(cell) {
+                *gate += p * c;
+            }
         }
     }
 
     /// The gates i, o, f and c, with their activations written over what they get.
     fn lstm(&self, input_forget: bool, gates: &mut [T], h: &mut [T], c: &mut [T]) {
-        let hidden = self.hidden;
-        let [f, g, last] = self.activations;
-        let (gate_i, rest) = gates.split_at_mut(hidden);
-        let (gate_o, rest) = rest.split_at_mut(hidden);
-        let (gate_f, gate_c) = rest.split_at_mut(hidden);
-        for j in 0..hidden {
-            let peep = |gate: usize, c: T| match self.peepholes {
-                Some(p) => p[gate * hidden + j] * c,
-                None => T::ZERO,
-            };
-            let i = apply(f, self.clipped(gate_i[j] + peep(0, c[j])));
-            let forget = match input_forget {
-                true => T::ONE - i,
-                false => apply(f, self.clipped(gate_f[j] + peep(2, c[j]))),
-            };
-            let candidate = apply(g, self.clipped(gate_c[j]));
-            c[j] = forget * c[j] + i * candidate;
-            let o = apply(f, self.clipped(gate_o[j] + peep(1, c[j])));
-            h[j] = o * apply(last, c[j]);
-            (gate_i[j], gate_o[j], gate_f[j], gate_c[j]) = (i, o, forget, candidate);
+        let (gate_i, rest) = gates.split_at_mut(self.hidden);
+        let (gate_o, rest) = rest.split_at_mut(self.hidden);
+        let (gate_f, gate_c) = rest.split_at_mut(self.hidden);
+        self.peep(0, gate_i, c);
+        self.activate(0, gate_i);
+        if input_forget {
+            for (f, &i) in gate_f.iter_mut().zip(&*gate_i) {
+                *f = T::ONE - i;
+            }
+        } else {
+            self.peep(2, gate_f, c);
+            self.activate(0, gate_f);
+        }
+        self.activate(1, gate_c);
+        let gates = gate_i.iter().zip(&*gate_f).zip(&*gate_c);
+        for (c, ((&i, &f), &candidate)) in c.iter_mut().zip(gates) {
+            *c = f * *c + i * candidate;
+        }
+        self.peep(1, gate_o, c);
+        self.activate(0, gate_o);
+        h.copy_from_slice(c);
+        apply_all(self.activations[2], h);
+        for (h, &o) in h.iter_mut().zip(&*gate_o) {
+            *h = o * *h;
         }
     }
 
     /// The reset state, where the reset gate is applied before the product. The gate stays as it is.
     fn reset(&self, gates: &[T], h: &[T], reset: &mut [T]) {
-        let gate = &gates[self.hidden..2 * self.hidden];
-        for ((to, &h), &gate) in reset.iter_mut().zip(h).zip(gate) {
-            *to = h * apply(self.activations[0], self.clipped(gate));
+        reset.copy_from_slice(&gates[self.hidden..2 * self.hidden]);
+        self.activate(0, reset);
+        for (to, &h) in reset.iter_mut().zip(h) {
+            *to = h * *to;
         }
     }
 
     /// The gates z, r and h; `late` is the recurrent product of the gate h.
     fn gru(&self, linear_before_reset: bool, gates: &mut [T], h: &mut [T], late: &[T]) {
-        let hidden = self.hidden;
-        let [f, g, _] = self.activations;
-        let (gate_z, rest) = gates.split_at_mut(hidden);
-        let (gate_r, gate_h) = rest.split_at_mut(hidden);
-        for j in 0..hidden {
-            let z = apply(f, self.clipped(gate_z[j]));
-            let r = apply(f, self.clipped(gate_r[j]));
-            let state = match (linear_before_reset, self.late_bias) {
-                (true, Some(bias)) => r * (late[j] + bias[j]),
-                (true, None) => r * late[j],
-                (false, _) => late[j],
+        let (gate_zr, gate_h) = gates.split_at_mut(2 * self.hidden);
+        self.activate(0, gate_zr);
+        let (gate_z, gate_r) = gate_zr.split_at_mut(self.hidden);
+        for (j, (gate, &late)) in gate_h.iter_mut().zip(late).enumerate() {
+            *gate += match (linear_before_reset, self.late_bias) {
+                (true, Some(bias)) => gate_r[j] * (late + bias[j]),
+                (true, None) => gate_r[j] * late,
+                (false, _) => late,
             };
-            let candidate = apply(g, self.clipped(gate_h[j] + state));
-            h[j] = (T::ONE - z) * candidate + z * h[j];
-            (gate_z[j], gate_r[j], gate_h[j]) = (z, r, candidate);
+        }
+        self.activate(1, gate_h);
+        for ((h, &z), &candidate) in h.iter_mut().zip(&*gate_z).zip(&*gate_h) {
+            *h = (T::ONE - z) * candidate + z * *h;
         }
     }
 }

@@ -28,20 +28,53 @@ pub(super) fn take<'s, T>(scratch: &mut &'s mut [T], count: usize) -> &'s mut [T
     part
 }
 
-/// `1 / (1 + e^-x)`
-#[inline(always)]
-pub(super) fn sigmoid<T: Real>(x: T) -> T {
-    T::ONE / (T::ONE + (-x).exp())
+/// Applies an activation to all elements.
+pub(super) fn apply_all<T: Real>(activation: Activation, elements: &mut [T]) {
+    pulp::Arch::new().dispatch(All {
+        activation,
+        elements,
+    });
 }
 
-/// Applies an activation.
+/// The loop of [`apply_all`], compiled for several instruction sets.
+struct All<'e, T> {
+    activation: Activation,
+    elements: &'e mut [T],
+}
+
+impl<T: Real> pulp::NullaryFnOnce for All<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        // The usual ones in loops of their own.
+        match self.activation {
+            Activation::Sigmoid => {
+                for x in self.elements {
+                    *x = x.sigmoid();
+                }
+            }
+            Activation::Tanh => {
+                for x in self.elements {
+                    *x = x.tanh();
+                }
+            }
+            other => {
+                for x in self.elements {
+                    *x = apply(other, *x);
+                }
+            }
+        }
+    }
+}
+
 #[inline(always)]
-pub(super) fn apply<T: Real>(activation: Activation, x: T) -> T {
+fn apply<T: Real>(activation: Activation, x: T) -> T {
     let number = |n: f32| T::from_f64(f64::from(n));
     let least = |a: T, b: T| if a < b { a } else { b };
     let greatest = |a: T, b: T| if a > b { a } else { b };
     match activation {
-        Activation::Sigmoid => sigmoid(x),
+        Activation::Sigmoid => x.sigmoid(),
         Activation::Tanh => x.tanh(),
         Activation::Relu => greatest(x, T::ZERO),
         Activation::Affine(a, b) => number(a) * x + number(b),

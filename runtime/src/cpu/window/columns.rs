@@ -58,7 +58,12 @@ fn segments(
 
 /// The outputs on the last axis for which a tap lies in the input, cut to `first..first + length`, and
 /// where the first of them reads.
-fn inside(geometry: &Geometry, tap: usize, first: usize, length: usize) -> (usize, usize, usize) {
+pub(super) fn inside(
+    geometry: &Geometry,
+    tap: usize,
+    first: usize,
+    length: usize,
+) -> (usize, usize, usize) {
     let (stride, size) = (geometry.stride[2], geometry.size[2]);
     let (offset, pad) = (tap * geometry.dilation[2], geometry.pad[2]);
     let from = pad.saturating_sub(offset).div_ceil(stride);

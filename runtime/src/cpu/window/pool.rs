@@ -1,6 +1,7 @@
 //! Pooling over planes, with its gradients.
 
 use super::PARALLEL;
+use super::columns::inside;
 use crate::cpu::memory::Call;
 use crate::cpu::product::Real;
 use crate::ops::window::{AXES, Geometry, Pool, Reduction};
@@ -15,15 +16,27 @@ trait Element: Pod + Send + Sync + PartialOrd {
     /// The least element.
     const LEAST: Self;
 
+    /// Whether the sum of a small window may be kept in this type.
+    const SUMS: bool;
+
+    fn plus(self, other: Self) -> Self;
+
     fn to_f64(self) -> f64;
 
     fn from_f64(number: f64) -> Self;
 }
 
 macro_rules! element {
-    ($type:ty, $least:expr, $to:expr, $from:expr) => {
+    ($type:ty, $least:expr, $sums:expr, $to:expr, $from:expr) => {
         impl Element for $type {
             const LEAST: $type = $least;
+
+            const SUMS: bool = $sums;
+
+            #[inline(always)]
+            fn plus(self, other: $type) -> $type {
+                $from($to(self) + $to(other))
+            }
 
             #[inline(always)]
             fn to_f64(self) -> f64 {
@@ -38,12 +51,18 @@ macro_rules! element {
     };
 }
 
-element!(f32, f32::NEG_INFINITY, f64::from, |n| n as f32);
-element!(f64, f64::NEG_INFINITY, |n| n, |n| n);
-element!(f16, f16::NEG_INFINITY, f16::to_f64, f16::from_f64);
-element!(bf16, bf16::NEG_INFINITY, bf16::to_f64, bf16::from_f64);
-element!(u8, 0, f64::from, |n| n as u8);
-element!(i8, i8::MIN, f64::from, |n| n as i8);
+element!(f32, f32::NEG_INFINITY, true, f64::from, |n| n as f32);
+element!(f64, f64::NEG_INFINITY, true, |n| n, |n| n);
+element!(f16, f16::NEG_INFINITY, false, f16::to_f64, f16::from_f64);
+element!(
+    bf16,
+    bf16::NEG_INFINITY,
+    false,
+    bf16::to_f64,
+    bf16::from_f64
+);
+element!(u8, 0, false, f64::from, |n| n as u8);
+element!(i8, i8::MIN, false, f64::from, |n| n as i8);
 
 /// The taps of a window that lie in the input on one axis.
 #[derive(Clone, Copy, Default)]
@@ -156,7 +175,16 @@ fn pooled<T: Element>(pool: &Pool, mut call: Call<'_>) -> Result<(), String> {
         return Ok(());
     }
     let body = |(number, y): (usize, &mut [T])| match pool.reduction {
-        Reduction::Max { .. } => greatest_with_place(&pool.geometry, plane(number), y, |_, _| {}),
+        // One window per plane has no row of outputs to run over.
+        Reduction::Max { .. } if positions == 1 => {
+            greatest_with_place(&pool.geometry, plane(number), y, |_, _| {});
+        }
+        Reduction::Max { .. } => {
+            #[expect(clippy::eq_op, reason = "NaN is to be taken")]
+            fold(&pool.geometry, plane(number), y, T::LEAST, |best, x| {
+                if x > best || x != x { x } else { best }
+            });
+        }
         Reduction::Average { count_padding } => {
             average(&pool.geometry, count_padding, plane(number), y);
         }
@@ -210,7 +238,59 @@ fn greatest_with_place<T: Element>(
     });
 }
 
+/// The longest window of which the sum is kept in the elements' own type.
+const SMALL: usize = 64;
+
+/// Folds every window tap by tap over whole output rows, so that the inner loop runs over outputs.
+fn fold<T: Element>(
+    geometry: &Geometry,
+    plane: &[T],
+    y: &mut [T],
+    start: T,
+    join: impl Fn(T, T) -> T,
+) {
+    y.fill(start);
+    let [depth, height, width] = geometry.out;
+    let stride = geometry.stride[2];
+    for line in 0..depth * height {
+        let d = Span::new(geometry, 0, line / height);
+        let h = Span::new(geometry, 1, line % height);
+        let to = &mut y[line * width..][..width];
+        // The window as if its last axis were one tap at the start of the row.
+        let row_start = Span {
+            start: 0,
+            ..Span::default()
+        };
+        rows(geometry, &[d, h, row_start], |row| {
+            for tap in 0..geometry.kernel[2] {
+                let (from, end, place) = inside(geometry, tap, 0, width);
+                let to = &mut to[from..end];
+                if to.is_empty() {
+                    continue;
+                }
+                let read = &plane[row + place..];
+                if stride == 1 {
+                    for (to, &x) in to.iter_mut().zip(read) {
+                        *to = join(*to, x);
+                    }
+                } else {
+                    for (to, &x) in to.iter_mut().zip(read.iter().step_by(stride)) {
+                        *to = join(*to, x);
+                    }
+                }
+            }
+        });
+    }
+}
+
 fn average<T: Element>(geometry: &Geometry, count_padding: bool, plane: &[T], y: &mut [T]) {
+    if T::SUMS && geometry.taps() <= SMALL {
+        fold(geometry, plane, y, T::from_f64(0.0), T::plus);
+        windows(geometry, |position, spans| {
+            y[position] = T::from_f64(y[position].to_f64() / count(&spans, count_padding));
+        });
+        return;
+    }
     let step = geometry.dilation[2];
     windows(geometry, |position, spans| {
         let mut sum = 0.0;

@@ -1,0 +1,30 @@
+//! `gradients MODEL --data F.npz --out F.npz [--dim NAME=N]... [--threads N]`: executes a training graph
+//! once on the inputs of an npz file (parameters included), and writes `loss` and, by parameter,
+//! `grad.NAME`. The checks against other engines run it.
+
+mod common;
+
+use anyhow::{Context, Result};
+use std::path::Path;
+use velora_runtime::backend::StepContext;
+use velora_runtime::cpu::Cpu;
+use velora_runtime::data;
+
+fn main() -> Result<()> {
+    let arguments = common::Arguments::read()?;
+    let cpu = Cpu::new(arguments.number("--threads", 2)?).context("no threads")?;
+    let inputs = arguments.options.get("--data").context("expected --data")?;
+    let out = arguments.options.get("--out").context("expected --out")?;
+    let data = [data::read(Path::new(inputs))?];
+    let mut prepared = common::prepare(&cpu, &arguments, &data)?;
+    prepared.executable.run(&StepContext::default(), None)?;
+    let mut results = vec![("loss".to_owned(), prepared.read(&prepared.loss))];
+    for (name, operand) in &prepared.gradients {
+        results.push((format!("grad.{name}"), prepared.read(operand)));
+    }
+    let views = results
+        .iter()
+        .map(|(name, tensor)| (&name[..], tensor.view()));
+    data::npz::write(Path::new(out), views)?;
+    Ok(())
+}
