@@ -24,12 +24,24 @@ fn ulps(found: f32, exact: f64) -> f64 {
 
 /// The largest error over every `stride`th number, with where it is.
 fn worst(stride: usize, function: fn(f32) -> f32, exact: fn(f64) -> f64) -> (f64, f32) {
+    let special = vec![
+        -0.0,
+        1.0,
+        -1.0,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        f32::from_bits(1),
+        -f32::from_bits(1),
+        f32::MIN_POSITIVE,
+        f32::MAX,
+        f32::MIN,
+    ];
     (0..=u32::MAX as usize / stride)
         .into_par_iter()
-        .map(|index| {
-            let x = f32::from_bits((index * stride) as u32);
-            (ulps(function(x), exact(f64::from(x))), x)
-        })
+        .map(|index| f32::from_bits((index * stride) as u32))
+        .chain(special.into_par_iter())
+        .map(|x| (ulps(function(x), exact(f64::from(x))), x))
         .reduce(|| (0.0, 0.0), |a, b| if a.0 < b.0 { b } else { a })
 }
 

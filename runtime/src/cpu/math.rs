@@ -64,7 +64,8 @@ pub fn tanh(x: f32) -> f32 {
     let size = x.abs();
     let far = 1.0 - 2.0 / (exp(2.0 * size) + 1.0);
     let value = if size < 0.625 { near } else { far.copysign(x) };
-    if x.is_nan() { x } else { value }
+    // The polynomial loses the sign of 0.
+    if x.is_nan() || x == 0.0 { x } else { value }
 }
 
 /// The error function.
