@@ -177,6 +177,7 @@ pub fn start<'b>(
             Err(_) => (bound.clone(), Last::Drop),
         };
         plans.add(&common, &whole, Purpose::Evaluate, backend)?;
+        let first = plans.plans.len() - 1;
         let rest = held_out % whole.size;
         let mut last = last;
         if last == Last::Keep && rest > 0 {
@@ -190,7 +191,7 @@ pub fn start<'b>(
                 "the graph's batch size is fixed: {rest} of {held_out} samples are not evaluated"
             ));
         }
-        let plan = &plans.plans[plans.plans.len() - 1];
+        let plan = &plans.plans[first];
         evaluation = Some(inputs(plan, &whole, &names, data, |inputs| {
             let settings = batches::Settings {
                 size: whole.size,
