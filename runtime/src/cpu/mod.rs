@@ -39,9 +39,11 @@ impl Cpu {
     /// started.
     pub fn new(threads: usize) -> Option<Self> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        Some(Cpu {
-            pool: pool.build().ok()?,
-        })
+        let pool = pool.build().ok()?;
+        // A thread that looks for work for the first time allocates what it keeps for that: now, rather
+        // than in a step.
+        pool.broadcast(|_| rayon::yield_now());
+        Some(Cpu { pool })
     }
 }
 

@@ -270,7 +270,6 @@ impl<'p> Builder<'p> {
             let start = offset;
             if region == Region::Activations {
                 let placement = place_arena(&mut self.buffers, start)?;
-                offset += placement.bytes as usize;
                 footprint = Footprint {
                     arena: placement.bytes as usize,
                     lower_bound: placement.lower_bound as usize,
@@ -284,7 +283,11 @@ impl<'p> Builder<'p> {
                     offset += buffer.bytes.next_multiple_of(ALIGNMENT);
                 }
             }
-            *span = (start, offset - start);
+            // Up to the last byte of the last buffer; only the next region's start is rounded up.
+            let ends = self.buffers.iter().filter(|b| b.region == region);
+            let last = ends.map(|b| b.offset + b.bytes).max().unwrap_or(start);
+            *span = (start, last - start);
+            offset = last.next_multiple_of(ALIGNMENT);
         }
         Ok(Plan {
             buffers: self.buffers,
