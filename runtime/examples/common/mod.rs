@@ -12,6 +12,7 @@ use velora_runtime::backend::{Backend, Executable};
 use velora_runtime::cpu::Cpu;
 use velora_runtime::data::Dataset;
 use velora_runtime::lower::{Request, constants};
+use velora_runtime::plan::fuse::fuse;
 use velora_runtime::plan::{Operand, build};
 use velora_runtime::tensor::{Tensor, TensorType};
 use velora_runtime::training::{Gradients, Signature, wire};
@@ -85,7 +86,8 @@ pub fn prepare<'c>(cpu: &'c Cpu, arguments: &Arguments, data: &[Dataset]) -> Res
         evaluation: false,
     };
     let batch: BTreeSet<usize> = signature.others.iter().copied().collect();
-    let wired = wire(&model, &signature, &request, &batch, Gradients::Fresh, 0)?;
+    let mut wired = wire(&model, &signature, &request, &batch, Gradients::Fresh, 0)?;
+    fuse(&mut wired.program);
     let plan = build(&wired.program, cpu)?;
     let footprint = plan.footprint;
     eprintln!(
