@@ -109,6 +109,19 @@ pub fn lower(model: &Model, request: &Request<'_>) -> Result<Program, LowerError
     }
     for id in graph.topological_order()? {
         let node = graph.node(id);
+        if let Some(source) = pinned(node) {
+            // It orders nodes for other runtimes, and hands on its input as it is.
+            let tensor = lowering
+                .tensor(source)
+                .map_err(|refusal| LowerError::Value {
+                    name: graph.value(source).name.clone(),
+                    refusal,
+                })?;
+            for output in node.outputs.iter().flatten() {
+                lowering.known[output.index()] = Some(tensor);
+            }
+            continue;
+        }
         if node.velora_op() == Some("Pin") || lowering.is_folded(node) {
             continue;
         }
@@ -144,6 +157,12 @@ pub fn lower(model: &Model, request: &Request<'_>) -> Result<Program, LowerError
     program.input_regions = vec![Region::Inputs; program.inputs.len()];
     program.drop_unread_inputs();
     Ok(program)
+}
+
+/// What the last node of a pin hands on: it is the only one with a value that others compute with.
+fn pinned(node: &Node) -> Option<ValueId> {
+    let last = node.velora_op() == Some("Pin") && node.op() == "Reshape";
+    node.inputs.first().copied().flatten().filter(|_| last)
 }
 
 /// A program in the making.
@@ -288,11 +307,17 @@ impl Lowering<'_> {
         slot: usize,
     ) -> Result<Option<(TensorId, Vec<usize>)>, Refusal> {
         let graph = &self.model.graph;
-        let value = node.inputs.get(slot).copied().flatten();
-        let Some(producer) = value.and_then(|value| graph.producer(value)) else {
-            return Ok(None);
+        let mut value = node.inputs.get(slot).copied().flatten();
+        let producer = loop {
+            let Some(producer) = value.and_then(|value| graph.producer(value)) else {
+                return Ok(None);
+            };
+            let producer = graph.node(producer);
+            match pinned(producer) {
+                Some(source) => value = Some(source),
+                None => break producer,
+            }
         };
-        let producer = graph.node(producer);
         if (producer.domain(), producer.op()) != ("", "Transpose") {
             return Ok(None);
         }
