@@ -100,6 +100,8 @@ pub struct Session<'b> {
     settings: Settings,
     /// Finished steps of the optimiser.
     step: u64,
+    /// By region: the most bytes that a plan gives it, of the plans that were selected so far.
+    planned: [usize; 6],
 }
 
 impl<'b> Session<'b> {
@@ -111,6 +113,7 @@ impl<'b> Session<'b> {
         batches: Batches,
         settings: Settings,
     ) -> Self {
+        let planned = Region::ALL.map(|region| executable.plan().bytes(region));
         Session {
             executable,
             ports,
@@ -119,6 +122,7 @@ impl<'b> Session<'b> {
             batches,
             settings,
             step: 0,
+            planned,
         }
     }
 
@@ -142,14 +146,14 @@ impl<'b> Session<'b> {
         self.executable.plan()
     }
 
-    /// By region: the bytes that the plan gives it, and those that steps have touched.
+    /// By region: the bytes that the plans give it, and those that executions have touched. Both are the
+    /// most of training and of evaluation, as far as they have run.
     pub fn memory(&self) -> [(Region, usize, usize); 6] {
         let touched = self.executable.touched();
-        let plan = self.executable.plan();
         let mut number = 0;
         Region::ALL.map(|region| {
             number += 1;
-            (region, plan.bytes(region), touched[number - 1])
+            (region, self.planned[number - 1], touched[number - 1])
         })
     }
 
@@ -255,6 +259,10 @@ impl<'b> Session<'b> {
         })?;
         self.executable.select(number);
         self.selected = number;
+        let plan = self.executable.plan();
+        for (planned, region) in self.planned.iter_mut().zip(Region::ALL) {
+            *planned = plan.bytes(region).max(*planned);
+        }
         Ok(())
     }
 
