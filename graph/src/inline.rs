@@ -155,7 +155,7 @@ pub fn inline(mut model: ModelProto) -> Result<ModelProto, InlineError> {
         names.of_graph(graph);
     }
     for function in &model.functions {
-        names.values.extend(function.input.iter().cloned());
+        names.values.names.extend(function.input.iter().cloned());
         names.of_nodes(&function.node);
     }
     let mut inliner = Inliner {
@@ -196,21 +196,21 @@ fn nested_mut(attribute: &mut AttributeProto) -> impl Iterator<Item = &mut Graph
 /// Names in use.
 #[derive(Default)]
 struct Names {
-    values: HashSet<String>,
-    nodes: HashSet<String>,
+    values: Used,
+    nodes: Used,
 }
 
 impl Names {
     fn of_graph(&mut self, graph: &GraphProto) {
-        self.values.extend(defined(graph).map(str::to_owned));
+        self.values.names.extend(defined(graph).map(str::to_owned));
         self.of_nodes(&graph.node);
     }
 
     fn of_nodes(&mut self, nodes: &[NodeProto]) {
         for node in nodes {
-            self.values.extend(node.input.iter().cloned());
-            self.values.extend(node.output.iter().cloned());
-            self.nodes.extend(node.name.clone());
+            self.values.names.extend(node.input.iter().cloned());
+            self.values.names.extend(node.output.iter().cloned());
+            self.nodes.names.extend(node.name.clone());
             for graph in nested(node) {
                 self.of_graph(graph);
             }
@@ -218,16 +218,30 @@ impl Names {
     }
 }
 
-/// A name that is not in use, and now is.
-fn fresh(used: &mut HashSet<String>, scope: &str, name: &str) -> String {
-    let wanted = format!("{scope}/{name}");
-    let mut name = wanted.clone();
-    let mut number = 1;
-    while !used.insert(name.clone()) {
-        number += 1;
-        name = format!("{wanted}_{number}");
+/// Names in use of one kind.
+#[derive(Default)]
+struct Used {
+    names: HashSet<String>,
+    /// The last number that a name got to be unique: many calls of one function want the same names.
+    last: HashMap<String, usize>,
+}
+
+impl Used {
+    /// A name that is not in use, and now is.
+    fn fresh(&mut self, scope: &str, name: &str) -> String {
+        let wanted = format!("{scope}/{name}");
+        if self.names.insert(wanted.clone()) {
+            return wanted;
+        }
+        let number = self.last.entry(wanted.clone()).or_insert(1);
+        loop {
+            *number += 1;
+            let name = format!("{wanted}_{number}");
+            if self.names.insert(name.clone()) {
+                return name;
+            }
+        }
     }
-    name
 }
 
 /// The names that a graph gives to values, but for those in graphs of its nodes.
@@ -334,9 +348,10 @@ impl Inliner<'_> {
                 names.insert(name.clone(), actual.clone());
             }
         }
-        for name in made {
+        // In the order of the nodes, so that names do not change from run to run.
+        for name in function.node.iter().flat_map(|node| &node.output) {
             if !name.is_empty() && !names.contains_key(name) {
-                let fresh = fresh(&mut self.names.values, &label, name);
+                let fresh = self.names.values.fresh(&label, name);
                 names.insert(name.clone(), fresh);
             }
         }
@@ -353,7 +368,7 @@ impl Inliner<'_> {
         for (name, actual) in copies {
             let source = names.get(name).cloned().unwrap_or_default();
             body.push(NodeProto {
-                name: Some(fresh(&mut self.names.nodes, &label, "Identity")),
+                name: Some(self.names.nodes.fresh(&label, "Identity")),
                 op_type: Some("Identity".to_owned()),
                 input: vec![source],
                 output: vec![actual.clone()],
@@ -387,7 +402,7 @@ impl Inliner<'_> {
             None | Some("") => node.op_type.as_deref().unwrap_or_default(),
             Some(name) => name,
         };
-        node.name = Some(fresh(&mut self.names.nodes, call.label, own));
+        node.name = Some(self.names.nodes.fresh(call.label, own));
         let mut attributes = Vec::with_capacity(node.attribute.len());
         for mut attribute in std::mem::take(&mut node.attribute) {
             match attribute.ref_attr_name.as_deref() {
@@ -417,7 +432,7 @@ impl Inliner<'_> {
         for name in own {
             // An input with a default is an initializer as well, under one name.
             if !name.is_empty() {
-                let fresh = fresh(&mut self.names.values, call.label, &name);
+                let fresh = self.names.values.fresh(call.label, &name);
                 names.insert(name, fresh);
             }
         }
