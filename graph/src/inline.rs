@@ -282,7 +282,7 @@ impl Inliner<'_> {
                 continue;
             };
             if self.calls.contains(&key) {
-                let path: Vec<_> = self.calls.iter().map(|key| shown(key)).collect();
+                let path: Vec<_> = self.calls.iter().map(shown).collect();
                 return Err(InlineError::Recursion(shown(&key), path.join(", ")));
             }
             if self.calls.len() == MAX_CALLS {
