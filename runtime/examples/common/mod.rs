@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use velora_graph::analysis::partition::Partition;
 use velora_graph::analysis::roles::{Hints, roles};
+use velora_graph::inline::inline;
 use velora_graph::ir::Model;
 use velora_graph::onnx::read::{UnknownFields, read};
 use velora_runtime::backend::{Backend, Executable};
@@ -74,7 +75,7 @@ pub struct Prepared<'c> {
 /// Plans a graph and puts the values in place; what no file gives has to have a default.
 pub fn prepare<'c>(cpu: &'c Cpu, arguments: &Arguments, data: &[Dataset]) -> Result<Prepared<'c>> {
     let path = Path::new(&arguments.model);
-    let model = Model::from_proto(read(path, UnknownFields::Allow)?)?;
+    let model = Model::from_proto(inline(read(path, UnknownFields::Allow)?)?)?;
     let graph = &model.graph;
     let roles = roles(graph, &Hints::default())?;
     let partition = Partition::new(graph, &roles);
