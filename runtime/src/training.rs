@@ -108,7 +108,11 @@ fn accumulates(node: &Node) -> bool {
 /// Whether an output is a parameter plus or minus something, as an optimiser makes it: the parameter
 /// itself, or its product with a number (weight decay), is an operand of the last sum.
 fn updates(graph: &Graph, parameter: ValueId, output: ValueId) -> bool {
-    let node_of = |value| graph.producer(unpinned(graph, value)).map(|id| graph.node(id));
+    let node_of = |value| {
+        graph
+            .producer(unpinned(graph, value))
+            .map(|id| graph.node(id))
+    };
     let mut last = node_of(output);
     while let Some(node) = last.filter(|n| matches!(n.op(), "Identity" | "Cast" | "Reshape")) {
         last = node.inputs.first().copied().flatten().and_then(node_of);
