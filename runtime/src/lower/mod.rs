@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 use thiserror::Error;
 use velora_graph::analysis::partition::{Half, Partition};
-use velora_graph::ir::{GraphError, Model, Node, NodeId, Origin, ValueId};
+use velora_graph::ir::{Graph, GraphError, Model, Node, NodeId, Origin, ValueId};
 use velora_graph::onnx::schema::TensorProto;
 use velora_graph::shapes::{Context, DataType, ShapeErrors, Shapes, infer};
 
@@ -109,19 +109,6 @@ pub fn lower(model: &Model, request: &Request<'_>) -> Result<Program, LowerError
     }
     for id in graph.topological_order()? {
         let node = graph.node(id);
-        if let Some(source) = pinned(node) {
-            // It orders nodes for other runtimes, and hands on its input as it is.
-            let tensor = lowering
-                .tensor(source)
-                .map_err(|refusal| LowerError::Value {
-                    name: graph.value(source).name.clone(),
-                    refusal,
-                })?;
-            for output in node.outputs.iter().flatten() {
-                lowering.known[output.index()] = Some(tensor);
-            }
-            continue;
-        }
         if node.velora_op() == Some("Pin") || lowering.is_folded(node) {
             continue;
         }
@@ -159,10 +146,15 @@ pub fn lower(model: &Model, request: &Request<'_>) -> Result<Program, LowerError
     Ok(program)
 }
 
-/// What the last node of a pin hands on: it is the only one with a value that others compute with.
-fn pinned(node: &Node) -> Option<ValueId> {
-    let last = node.velora_op() == Some("Pin") && node.op() == "Reshape";
-    node.inputs.first().copied().flatten().filter(|_| last)
+/// What a pin hands on, or the value itself: pins order nodes for other runtimes.
+pub(crate) fn unpinned(graph: &Graph, mut value: ValueId) -> ValueId {
+    while let Some(gate) = graph.producer(value).map(|id| graph.node(id))
+        && (gate.velora_op(), gate.op()) == (Some("Pin"), "Reshape")
+        && let Some(&Some(source)) = gate.inputs.first()
+    {
+        value = source;
+    }
+    value
 }
 
 /// A program in the making.
@@ -241,6 +233,7 @@ impl Lowering<'_> {
 
     /// The tensor of a value of the graph.
     fn tensor(&mut self, value: ValueId) -> Result<TensorId, Refusal> {
+        let value = unpinned(&self.model.graph, value);
         if let Some(id) = self.known[value.index()] {
             return Ok(id);
         }
@@ -307,17 +300,11 @@ impl Lowering<'_> {
         slot: usize,
     ) -> Result<Option<(TensorId, Vec<usize>)>, Refusal> {
         let graph = &self.model.graph;
-        let mut value = node.inputs.get(slot).copied().flatten();
-        let producer = loop {
-            let Some(producer) = value.and_then(|value| graph.producer(value)) else {
-                return Ok(None);
-            };
-            let producer = graph.node(producer);
-            match pinned(producer) {
-                Some(source) => value = Some(source),
-                None => break producer,
-            }
+        let value = node.inputs.get(slot).copied().flatten();
+        let Some(producer) = value.and_then(|value| graph.producer(unpinned(graph, value))) else {
+            return Ok(None);
         };
+        let producer = graph.node(producer);
         if (producer.domain(), producer.op()) != ("", "Transpose") {
             return Ok(None);
         }
