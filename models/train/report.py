@@ -110,6 +110,8 @@ def memory_row(model, variant, run):
 def spread(values, digits):
     """The least and the greatest."""
     low, high = min(values), max(values)
+    if len(values) == 1:
+        return f"{low:.{digits}f}"
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 

@@ -26,12 +26,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAIN, REWRITTEN, EIGHT = "plain", "rewritten", "8 groups"
 VARIANTS = {PLAIN: None, REWRITTEN: [], EIGHT: ["--groups", "8"]}
 
-SEEDS = (0, 1, 2)
+# Steps (of 44 batches each pass), and seeds of the order of the samples.
 DIGITS = {
-    "aot/digits_mlp": 880,  # steps: 20 passes of 44 batches
-    "ort/digits_mlp": 880,
-    "aot/digits_vit": 1760,
-    "ort/digits_vit": 1760,
+    "aot/digits_mlp": (880, (0, 1, 2)),
+    "ort/digits_mlp": (880, (0, 1, 2)),
+    "aot/digits_vit": (1320, (0,)),
 }
 DIGITS_SETTINGS = ["--batch", "32", "--optimizer", "adamw", "--lr", "2e-3", "--schedule", "cosine", "--warmup", "40"]
 
@@ -51,7 +50,7 @@ class Training:
     def start(self, arguments):
         """Starts the tool."""
         command = [str(self.opt.tool), *map(str, arguments)]
-        print("$", shlex.join(command), flush=True)
+        print("$", shlex.join(command).replace(f"{ROOT}/", ""), flush=True)
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
     def run(self, arguments):
@@ -79,6 +78,8 @@ class Training:
         """Begins to train; gives a function that waits for the end and gives the outcome."""
         stem = f"{model.replace('/', '_')}.{variant.replace(' ', '_')}.{seed}"
         outcome, log = self.work / f"{stem}.json", self.work / f"{stem}.jsonl"
+        if self.opt.keep and outcome.exists():
+            return lambda: self.outcome(model, variant, seed, outcome, log)
         process = self.start([
             "run", graph, *arguments, "--seed", seed, "--threads", self.opt.threads,
             "--log", log, "--json", outcome, "--quiet",
@@ -86,26 +87,30 @@ class Training:
 
         def end():
             self.finish(process)
-            result = json.loads(outcome.read_text())
-            lines = [json.loads(line) for line in log.read_text().splitlines()]
-            kept = ("memory", "arena", "allocated_in_steps", "eval", "evaluations", "seconds_per_step", "steps")
-            return {
-                "model": model,
-                "variant": variant,
-                "seed": seed,
-                "losses": [line["loss"] for line in lines if "loss" in line],
-                **{key: result[key] for key in kept},
-            }
+            return self.outcome(model, variant, seed, outcome, log)
 
         return end
+
+    def outcome(self, model, variant, seed, outcome, log):
+        """What the tool wrote of a run."""
+        result = json.loads(outcome.read_text())
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        kept = ("memory", "arena", "allocated_in_steps", "eval", "evaluations", "seconds_per_step", "steps")
+        return {
+            "model": model,
+            "variant": variant,
+            "seed": seed,
+            "losses": [line["loss"] for line in lines if "loss" in line],
+            **{key: result[key] for key in kept},
+        }
 
     def digits(self):
         data = ["--data", "models/data/digits_train.npz", "--eval", "models/data/digits_test.npz"]
         runs = []
-        for model, steps in DIGITS.items():
+        for model, (steps, seeds) in DIGITS.items():
             for variant in VARIANTS:
                 graph = self.graph(model, variant)
-                for seed in SEEDS:
+                for seed in seeds:
                     arguments = [*data, *DIGITS_SETTINGS, "--steps", steps, "--eval-every", steps // 20]
                     runs.append(self.train(model, graph, variant, seed, arguments))
         return {"runs": runs}
@@ -165,6 +170,7 @@ def main():
     cli.add_argument("--held-out", type=int, default=160, help="sequences to evaluate on")
     cli.add_argument("--turns", type=int, default=3, help="turns of the measurement of time")
     cli.add_argument("--at-once", action="store_true", help="both language models at the same time")
+    cli.add_argument("--keep", action="store_true", help="do not repeat runs whose outcome the work folder has")
     cli.add_argument("--draw", action="store_true", help="train nothing; draw what the work folder has")
     opt = cli.parse_args()
     opt.work, opt.out = opt.work.resolve(), opt.out.resolve()
