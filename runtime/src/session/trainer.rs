@@ -100,6 +100,8 @@ pub struct Session<'b> {
     settings: Settings,
     /// Finished steps of the optimiser.
     step: u64,
+    /// By region: the most bytes that a plan selected so far gives it.
+    planned: [usize; 6],
 }
 
 impl<'b> Session<'b> {
@@ -111,7 +113,9 @@ impl<'b> Session<'b> {
         batches: Batches,
         settings: Settings,
     ) -> Self {
+        let planned = Region::ALL.map(|region| executable.plan().bytes(region));
         Session {
+            planned,
             executable,
             ports,
             selected: 0,
@@ -137,19 +141,18 @@ impl<'b> Session<'b> {
         &self.batches
     }
 
-    /// The plan of a whole training batch.
+    /// The selected plan: that of a whole training batch until another was needed.
     pub fn plan(&self) -> &Plan {
         self.executable.plan()
     }
 
-    /// By region: the bytes that the plan gives it, and those that steps have touched.
+    /// By region: the bytes that the plans used so far give it, and those that steps have touched.
     pub fn memory(&self) -> [(Region, usize, usize); 6] {
         let touched = self.executable.touched();
-        let plan = self.executable.plan();
         let mut number = 0;
         Region::ALL.map(|region| {
             number += 1;
-            (region, plan.bytes(region), touched[number - 1])
+            (region, self.planned[number - 1], touched[number - 1])
         })
     }
 
@@ -255,6 +258,10 @@ impl<'b> Session<'b> {
         })?;
         self.executable.select(number);
         self.selected = number;
+        let plan = self.executable.plan();
+        for (most, region) in self.planned.iter_mut().zip(Region::ALL) {
+            *most = (*most).max(plan.bytes(region));
+        }
         Ok(())
     }
 
