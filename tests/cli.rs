@@ -149,7 +149,7 @@ fn prepare(dir: &Path, directive: &str, block: &str) -> Result<Option<&'static s
 
 /// Writes a safetensors file of arrays such as `x=float[4,64]`.
 fn tensors(path: &Path, arrays: &[&str]) -> Result<(), String> {
-    let mut made = Vec::new();
+    let mut made: Vec<(&str, Tensor)> = Vec::new();
     for array in arrays {
         let parts = (array.strip_suffix(']'))
             .and_then(|array| array.split_once('='))
@@ -170,7 +170,7 @@ fn tensors(path: &Path, arrays: &[&str]) -> Result<(), String> {
             }
             _ => return Err(format!("no tensors of type {kind}")),
         };
-        made.push((*name, tensor));
+        made.push((name, tensor));
     }
     let views = made.iter().map(|(name, tensor)| (*name, tensor.view()));
     safetensors::write(path, &BTreeMap::new(), views).map_err(|e| e.to_string())
