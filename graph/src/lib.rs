@@ -3,6 +3,7 @@
 
 pub mod analysis;
 pub mod dim;
+pub mod inline;
 pub mod ir;
 pub mod onnx;
 pub mod shapes;

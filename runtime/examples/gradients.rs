@@ -1,6 +1,6 @@
 //! `gradients MODEL --data F.npz --out F.npz [--dim NAME=N]... [--threads N]`: executes a training graph
-//! once on the inputs of an npz file (parameters included), and writes `loss` and, by parameter,
-//! `grad.NAME`. The checks against other engines run it.
+//! once on the inputs of an npz file (parameters included), and writes `loss`, by parameter `grad.NAME`, and
+//! of a graph with its optimiser inside `updated.NAME`. The checks against other engines run it.
 
 mod common;
 
@@ -19,8 +19,8 @@ fn main() -> Result<()> {
     let mut prepared = common::prepare(&cpu, &arguments, &data)?;
     prepared.executable.run(&StepContext::default(), None)?;
     let mut results = vec![("loss".to_owned(), prepared.read(&prepared.loss))];
-    for (name, operand) in &prepared.gradients {
-        results.push((format!("grad.{name}"), prepared.read(operand)));
+    for (name, operand) in &prepared.results {
+        results.push((name.clone(), prepared.read(operand)));
     }
     let views = results
         .iter()

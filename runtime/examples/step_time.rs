@@ -40,7 +40,13 @@ fn main() -> Result<()> {
         let mut line = json!({ "seconds": seconds, "loss": loss });
         if step == 0 {
             let mut norms = BTreeMap::new();
-            for (name, operand) in &prepared.gradients {
+            let named = |(name, operand)| Some((str::strip_prefix(name, "grad.")?, operand));
+            for (name, operand) in prepared
+                .results
+                .iter()
+                .map(|(n, o)| (&n[..], o))
+                .filter_map(named)
+            {
                 let gradient = prepared.read(operand).to_f32().unwrap_or_default();
                 let squares = gradient.iter().map(|&g| f64::from(g).powi(2));
                 norms.insert(name, squares.sum::<f64>().sqrt());

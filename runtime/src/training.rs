@@ -5,7 +5,7 @@
 //! every trained parameter of a program has its gradient in the gradients' region
 //! ([`Program::trained`]), and what the graph updates itself is written back over its input.
 
-use crate::lower::{LowerError, Refusal, Request, lower};
+use crate::lower::{LowerError, Refusal, Request, lower, unpinned};
 use crate::ops::Op;
 use crate::ops::accumulate::Accumulate;
 use crate::ops::elementwise;
@@ -49,7 +49,10 @@ pub struct Parameter {
 impl Signature {
     /// Reads the roles of a graph.
     pub fn new(graph: &Graph, roles: &Roles) -> Self {
-        let input = |value: ValueId| graph.inputs().iter().position(|&v| v == value);
+        let input = |value: ValueId| {
+            let value = unpinned(graph, value);
+            graph.inputs().iter().position(|&v| v == value)
+        };
         let output = |value: ValueId| graph.outputs().iter().position(|&v| v == value);
         let mut pairs = Vec::new();
         for &(parameter, gradient) in &roles.gradients {
@@ -105,7 +108,11 @@ fn accumulates(node: &Node) -> bool {
 /// Whether an output is a parameter plus or minus something, as an optimiser makes it: the parameter
 /// itself, or its product with a number (weight decay), is an operand of the last sum.
 fn updates(graph: &Graph, parameter: ValueId, output: ValueId) -> bool {
-    let node_of = |value| graph.producer(value).map(|id| graph.node(id));
+    let node_of = |value| {
+        graph
+            .producer(unpinned(graph, value))
+            .map(|id| graph.node(id))
+    };
     let mut last = node_of(output);
     while let Some(node) = last.filter(|n| matches!(n.op(), "Identity" | "Cast" | "Reshape")) {
         last = node.inputs.first().copied().flatten().and_then(node_of);
@@ -115,9 +122,11 @@ fn updates(graph: &Graph, parameter: ValueId, output: ValueId) -> bool {
         return false;
     };
     node.inputs.iter().flatten().any(|&operand| {
+        let operand = unpinned(graph, operand);
         let decayed = node_of(operand).filter(|n| n.op() == "Mul");
         let factors = decayed.map_or(&[][..], |n| &n.inputs);
-        operand == parameter || factors.contains(&Some(parameter))
+        let mut factors = factors.iter().flatten();
+        operand == parameter || factors.any(|&f| unpinned(graph, f) == parameter)
     })
 }
 

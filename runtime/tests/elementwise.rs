@@ -411,3 +411,19 @@ fn speed() {
         }
     }
 }
+
+/// What the backward half reads must be saved, as the analysis of lifetimes says: it is no part of a
+/// forward operation, nor computed again.
+#[test]
+fn the_halves_are_not_fused_with_each_other() {
+    let model = parse(
+        r#"<ir_version: 10, opset_import: ["" : 18]>
+        g (float[64] x) => (float[64] y) { a = Sigmoid (x) b = Mul (a, x) y = Neg (b) }"#,
+    );
+    for (backward, left) in [(false, 1), (true, 2)] {
+        let mut program = program(&model, 2);
+        program.operations.last_mut().unwrap().backward = backward;
+        fuse(&mut program);
+        assert_eq!(program.operations.len(), left);
+    }
+}

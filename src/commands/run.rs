@@ -12,6 +12,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use velora_graph::analysis::partition::Partition;
 use velora_graph::analysis::roles::roles;
+use velora_graph::inline::inline;
+use velora_graph::ir::Model;
 use velora_graph::onnx::write::{check_replaceable, replace};
 use velora_runtime::backend::{Backend, Observer};
 use velora_runtime::cpu::Cpu;
@@ -37,7 +39,16 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         bail!("--device cuda: this version has no CUDA backend; use --device cpu, or leave it out");
     }
     check_outputs(arguments)?;
-    let loaded = Loaded::read(&arguments.source)?;
+    let mut loaded = Loaded::read(&arguments.source)?;
+    let functions = &loaded.model.shell.functions;
+    if functions
+        .iter()
+        .any(|function| function.domain() != "ai.velora")
+    {
+        // The runtime knows operators, not functions.
+        let inlined = inline(loaded.model.to_proto()).with_context(|| loaded.name.clone())?;
+        loaded.model = Model::from_proto(inlined).with_context(|| loaded.name.clone())?;
+    }
     let name = &loaded.name;
     let graph = &loaded.model.graph;
     let roles = roles(graph, &loaded.settings.hints).with_context(|| name.clone())?;

@@ -142,6 +142,14 @@ def training_environment():
     return True
 
 
+def graphs(pattern):
+    """The graphs that this environment can run and whose folder/name matches, the largest first, so that
+    workers end together."""
+    folder = ROOT / "models" / ("ort" if training_environment() else "aot")
+    found = [p for p in folder.glob("*.onnx") if re.search(pattern, f"{folder.name}/{p.stem}")]
+    return sorted(found, key=lambda p: (-p.stat().st_size, p))
+
+
 def main():
     cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     cli.add_argument("--velora", default=str(ROOT / "target/release/velora-opt"))
@@ -151,22 +159,19 @@ def main():
                      help="leave out what velora-opt does not offer, instead of failing")
     opt = cli.parse_args()
     training = training_environment()
-    folder = ROOT / "models" / ("ort" if training else "aot")
-    graphs = [p for p in sorted(folder.glob("*.onnx")) if re.search(opt.graphs, f"{folder.name}/{p.stem}")]
-    # The largest first, so that the workers end together.
-    graphs.sort(key=lambda p: -p.stat().st_size)
+    chosen = graphs(opt.graphs)
     absent = missing_options(opt.velora)
     failures = gradients = rewrites = 0
     if absent:
         print(f"{opt.velora} does not offer: {', '.join(absent)}")
         failures += 0 if opt.allow_missing else 1
     with concurrent.futures.ProcessPoolExecutor(opt.jobs, max_tasks_per_child=1) as pool:
-        jobs = [pool.submit(check_graph, opt.velora, p, absent, not training) for p in graphs]
+        jobs = [pool.submit(check_graph, opt.velora, p, absent, not training) for p in chosen]
         for job in jobs:
             lines, failed, checked, done = job.result()
             print("\n".join(lines), flush=True)
             failures, gradients, rewrites = failures + failed, gradients + checked, rewrites + done
-    print(f"{len(graphs)} graphs, {rewrites} rewrites, {gradients} rewritten gradients, {failures} failures")
+    print(f"{len(chosen)} graphs, {rewrites} rewrites, {gradients} rewritten gradients, {failures} failures")
     if gradients == 0:
         print("nothing was rewritten: this run proves nothing")
     return 1 if failures or gradients == 0 else 0

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 use velora_graph::analysis::partition::Partition;
 use velora_graph::analysis::roles::{Hints, roles};
+use velora_graph::inline::inline;
 use velora_graph::ir::Model;
 use velora_graph::onnx::read::{UnknownFields, read};
 use velora_runtime::backend::{Backend, Executable};
 use velora_runtime::cpu::Cpu;
 use velora_runtime::data::Dataset;
 use velora_runtime::lower::{Request, constants};
+use velora_runtime::plan::fuse::fuse;
 use velora_runtime::plan::{Operand, build};
 use velora_runtime::tensor::{Tensor, TensorType};
 use velora_runtime::training::{Gradients, Signature, wire};
@@ -66,14 +68,14 @@ pub struct Prepared<'c> {
     pub executable: Box<dyn Executable + 'c>,
     /// The loss.
     pub loss: Operand,
-    /// Parameters by name, and their gradients.
-    pub gradients: Vec<(String, Operand)>,
+    /// `grad.NAME` by trained parameter, and `updated.NAME` by input that the graph updates itself.
+    pub results: Vec<(String, Operand)>,
 }
 
 /// Plans a graph and puts the values in place; what no file gives has to have a default.
 pub fn prepare<'c>(cpu: &'c Cpu, arguments: &Arguments, data: &[Dataset]) -> Result<Prepared<'c>> {
     let path = Path::new(&arguments.model);
-    let model = Model::from_proto(read(path, UnknownFields::Allow)?)?;
+    let model = Model::from_proto(inline(read(path, UnknownFields::Allow)?)?)?;
     let graph = &model.graph;
     let roles = roles(graph, &Hints::default())?;
     let partition = Partition::new(graph, &roles);
@@ -85,7 +87,8 @@ pub fn prepare<'c>(cpu: &'c Cpu, arguments: &Arguments, data: &[Dataset]) -> Res
         evaluation: false,
     };
     let batch: BTreeSet<usize> = signature.others.iter().copied().collect();
-    let wired = wire(&model, &signature, &request, &batch, Gradients::Fresh, 0)?;
+    let mut wired = wire(&model, &signature, &request, &batch, Gradients::Fresh, 0)?;
+    fuse(&mut wired.program);
     let plan = build(&wired.program, cpu)?;
     let footprint = plan.footprint;
     eprintln!(
@@ -115,20 +118,22 @@ pub fn prepare<'c>(cpu: &'c Cpu, arguments: &Arguments, data: &[Dataset]) -> Res
         }
         executable.write(operand.buffer, &tensor.bytes);
     }
-    let names = signature
-        .trained
-        .iter()
-        .map(|p| &graph.value(graph.inputs()[p.input]).name);
-    let trained = &executable.plan().trained;
-    let gradients = names
-        .cloned()
-        .zip(trained.iter().map(|t| t.gradient.clone()))
-        .collect();
+    let plan = executable.plan();
+    let name = |input: usize| &graph.value(graph.inputs()[input]).name;
+    let trained = (signature.trained.iter().zip(&plan.trained))
+        .map(|(p, t)| (format!("grad.{}", name(p.input)), t.gradient.clone()));
+    let updated = (signature.updated.iter()).filter_map(|&(input, _)| {
+        Some((
+            format!("updated.{}", name(input)),
+            plan.inputs[input].clone()?,
+        ))
+    });
+    let results = trained.chain(updated).collect();
     let loss = executable.plan().outputs[0].clone();
     Ok(Prepared {
         executable,
         loss,
-        gradients,
+        results,
     })
 }
 

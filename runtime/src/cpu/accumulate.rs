@@ -3,12 +3,12 @@
 use super::Machine;
 use super::memory::{Call, Data, Input, Output};
 use super::movement::{GRAIN, missing};
+use super::rows::for_chunks;
 use crate::backend::StepContext;
 use crate::ops::accumulate::Accumulate;
 use crate::tensor::TensorType;
 use bytemuck::Pod;
 use half::{bf16, f16};
-use rayon::prelude::*;
 use velora_graph::shapes::DataType;
 
 /// Bytes of scratch that an operation needs.
@@ -116,7 +116,7 @@ fn add<T: Pod + Send + Sync, V: Pod + Send + Sync>(
         Data::Shared(_) => Some(value.elements::<V>()),
         Data::InOutput(_) => None,
     };
-    (sum.par_chunks_mut(GRAIN).enumerate()).for_each(|(number, sum)| {
+    for_chunks(sum, GRAIN, GRAIN, &|number, sum| {
         let start = number * GRAIN;
         let span = start..start + sum.len();
         if let (Some(other), Rule::Sum | Rule::Buffer) = (other, rule) {

@@ -56,10 +56,10 @@ pub fn sigmoid(x: f32) -> f32 {
 pub fn tanh(x: f32) -> f32 {
     let z = x * x;
     let mut p = -5.704_988_7e-3;
-    p = p * z + 2.063_908_9e-2;
+    p = p * z + 2.063_909e-2;
     p = p * z - 5.373_971_6e-2;
     p = p * z + 1.333_144_2e-1;
-    p = p * z - 3.333_328_2e-1;
+    p = p * z - 3.333_328e-1;
     let near = (p * z) * x + x;
     let size = x.abs();
     let far = 1.0 - 2.0 / (exp(2.0 * size) + 1.0);
@@ -78,7 +78,7 @@ pub fn erf(x: f32) -> f32 {
     let mut far = -1.728_534_7e-5 * size + 3.831_979_7e-4;
     let step = -3.883_964_4e-3 * size + 2.425_462_2e-2;
     far = far * square + step;
-    far = far * size - 1.067_778_77e-1;
+    far = far * size - 1.067_778_8e-1;
     far = far * size - 6.348_469e-1;
     far = far * size - 1.287_175_1e-1;
     far = far * size - size;

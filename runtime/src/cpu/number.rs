@@ -169,23 +169,34 @@ macro_rules! exact {
 exact!(f32: true, f64: false, i64: false);
 
 macro_rules! half {
-    ($($type:ty),*) => {$(
+    ($($type:ty: $to:expr, $from:expr);*) => {$(
         impl Number for $type {
             type Lane = f32;
             const EXACT: bool = false;
             #[inline(always)]
             fn lane(self) -> f32 {
-                self.to_f32()
+                $to(self)
             }
             #[inline(always)]
             fn narrow(lane: f32) -> $type {
-                <$type>::from_f32(lane)
+                $from(lane)
             }
         }
     )*};
 }
 
-half!(f16, bf16);
+half!(f16: f16_to_f32, f16_from_f32; bf16: bf16::to_f32, bf16::from_f32);
+
+/// Not inlined: the conversion asks what the machine has, and is long where it lacks one.
+#[inline(never)]
+fn f16_to_f32(x: f16) -> f32 {
+    x.to_f32()
+}
+
+#[inline(never)]
+fn f16_from_f32(x: f32) -> f16 {
+    f16::from_f32(x)
+}
 
 macro_rules! integer {
     ($($type:ty),*) => {$(

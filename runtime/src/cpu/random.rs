@@ -3,13 +3,13 @@
 use super::Machine;
 use super::memory::{Call, Data, Input, Output};
 use super::movement::missing;
+use super::rows::{RowsMut, for_blocks, for_chunks};
 use crate::backend::StepContext;
 use crate::ops::random::{Distribution, Draw, Dropout, Random, check_ratio};
 use crate::random::{block, normal, philox};
 use crate::tensor::TensorType;
 use bytemuck::Pod;
 use half::{bf16, f16};
-use rayon::prelude::*;
 use velora_graph::shapes::DataType;
 
 /// Elements of a piece of work; a multiple of [`GROUP`].
@@ -201,13 +201,14 @@ fn drop_elements<T: Float>(
             }
         }
     };
-    match mask {
-        Some(mask) => (output.par_chunks_mut(CHUNK).zip(mask.par_chunks_mut(CHUNK)))
-            .enumerate()
-            .for_each(|(number, (output, mask))| chunk(number, output, Some(mask))),
-        None => (output.par_chunks_mut(CHUNK).enumerate())
-            .for_each(|(number, output)| chunk(number, output, None)),
-    }
+    let chunks = output.len().div_ceil(CHUNK);
+    let written = (
+        RowsMut::new(output, CHUNK),
+        mask.map(|mask| RowsMut::new(mask, CHUNK)),
+    );
+    for_blocks(0..chunks, 1, written, &|range, (output, mask)| {
+        chunk(range.start, output.elements, mask.map(|mask| mask.elements));
+    });
 }
 
 #[inline(always)]
@@ -263,11 +264,8 @@ fn mask_elements<T: Float>(
         Data::InOutput(_) => None,
     };
     let output = output.elements::<T>();
-    (output
-        .par_chunks_mut(CHUNK)
-        .zip(mask.par_chunks(CHUNK))
-        .enumerate())
-    .for_each(|(number, (output, mask))| {
+    for_chunks(output, CHUNK, CHUNK, &|number, output| {
+        let mask = &mask[number * CHUNK..][..output.len()];
         if let Some(source) = source {
             output.copy_from_slice(&source[number * CHUNK..][..output.len()]);
         }
@@ -293,9 +291,8 @@ fn draw(op: &Draw, context: &StepContext, output: &mut Output<'_>) -> Result<(),
 
 fn draw_elements<T: Float>(op: &Draw, context: &StepContext, output: &mut Output<'_>) {
     let numbers = Numbers::new(context, op.stream);
-    (output.elements::<T>().par_iter_mut().enumerate())
-        .with_min_len(CHUNK)
-        .for_each(|(place, to)| {
+    for_chunks(output.elements::<T>(), CHUNK, CHUNK, &|number, chunk| {
+        for (place, to) in (number * CHUNK..).zip(chunk) {
             *to = T::of(match op.distribution {
                 Distribution::Uniform { low, high } => low + (high - low) * numbers.uniform(place),
                 Distribution::Normal { mean, deviation } => {
@@ -304,7 +301,8 @@ fn draw_elements<T: Float>(op: &Draw, context: &StepContext, output: &mut Output
                     mean + deviation * normal(numbers.seed, numbers.stream, place)
                 }
             });
-        });
+        }
+    });
 }
 
 fn bernoulli(
@@ -334,11 +332,9 @@ fn bernoulli(
         _ => 1,
     }
     .to_le_bytes();
-    (output.bytes.par_chunks_mut(width).enumerate())
-        .with_min_len(CHUNK)
-        .for_each(|(place, to)| match hit(place) {
-            true => to.copy_from_slice(&one[..width]),
-            false => to.fill(0),
-        });
+    for_chunks(output.bytes, width, CHUNK, &|place, to| match hit(place) {
+        true => to.copy_from_slice(&one[..width]),
+        false => to.fill(0),
+    });
     Ok(())
 }

@@ -209,61 +209,74 @@ fn fold<T: Number, S: Step<T::Lane>>(
     y: &mut [T],
     work: &mut [<T::Lane as Lane>::Wide],
 ) {
-    let kind = op.kind;
-    match Form::of(op) {
-        Form::Rows { size } => {
-            let block = rows::rows_per_block(size);
-            for_blocks(0..y.len(), block, RowsMut::new(y, 1), &|rows, y| {
-                let x = &x[rows.start * size..rows.end * size];
-                dispatch::<T, _, _>(fold_rows::<T, S>, (kind, size, x, y.elements));
-            });
+    let form = Form::of(op);
+    if let Form::Columns { outer: 1, columns } = form {
+        let totals = columns.fold::<T, S>(x, work);
+        for (y, &total) in y.iter_mut().zip(totals) {
+            *y = finish::<T>(op.kind, total, columns.rows);
         }
-        Form::Columns { outer: 1, columns } => {
-            let totals = columns.fold::<T, S>(x, work);
-            for (y, &total) in y.iter_mut().zip(totals) {
-                *y = finish::<T>(kind, total, columns.rows);
+        return;
+    }
+    // Other types have but the loops for any form, which take long enough to compile.
+    if T::VECTOR {
+        match form {
+            Form::Rows { size } => return fold_all_rows::<T, S>(op.kind, size, x, y),
+            Form::Columns { columns, .. } => {
+                return fold_matrices::<T, S>(op.kind, columns, x, y);
             }
-        }
-        Form::Columns { columns, .. } => {
-            let Columns { rows, width, .. } = columns;
-            let matrices = y.len() / width.max(1);
-            let block = rows::rows_per_block(rows * width);
-            for_blocks(0..matrices, block, RowsMut::new(y, width), &|range, y| {
-                let matrices = range.clone().zip(y.elements.chunks_exact_mut(width));
-                for (matrix, y) in matrices {
-                    let x = &x[matrix * rows * width..(matrix + 1) * rows * width];
-                    for (tile, y) in y.chunks_mut(STACK_TILE).enumerate() {
-                        let mut totals = [S::start().wide(); STACK_TILE];
-                        let totals = &mut totals[..y.len()];
-                        let x = x.get(tile * STACK_TILE..).unwrap_or(&[]);
-                        dispatch::<T, _, _>(columns_of::<T, S>, (x, rows, width, &mut *totals));
-                        for (y, &total) in y.iter_mut().zip(&*totals) {
-                            *y = finish::<T>(kind, total, rows);
-                        }
-                    }
-                }
-            });
-        }
-        Form::General => {
-            let walk = Walk::new(op);
-            let block = rows::rows_per_block(walk.count);
-            for_blocks(0..y.len(), block, RowsMut::new(y, 1), &|range, y| {
-                for (place, y) in range.zip(y.elements) {
-                    let mut total = S::start().wide();
-                    walk.runs(place, |start, length, step| {
-                        let part = if step == 1 {
-                            dispatch::<T, _, _>(rows::fold::<T, S>, &x[start..start + length])
-                        } else {
-                            let elements = (0..length).map(|i| x[start + i * step].lane());
-                            elements.fold(S::start(), S::step).wide()
-                        };
-                        total = S::join(total, part);
-                    });
-                    *y = finish::<T>(kind, total, walk.count);
-                }
-            });
+            Form::General => {}
         }
     }
+    let walk = Walk::new(op);
+    let block = rows::rows_per_block(walk.count);
+    for_blocks(0..y.len(), block, RowsMut::new(y, 1), &|range, y| {
+        for (place, y) in range.zip(y.elements) {
+            let mut total = S::start().wide();
+            walk.runs(place, |start, length, step| {
+                let part = if step == 1 {
+                    dispatch::<T, _, _>(rows::fold::<T, S>, &x[start..start + length])
+                } else {
+                    let elements = (0..length).map(|i| x[start + i * step].lane());
+                    elements.fold(S::start(), S::step).wide()
+                };
+                total = S::join(total, part);
+            });
+            *y = finish::<T>(op.kind, total, walk.count);
+        }
+    });
+}
+
+fn fold_all_rows<T: Number, S: Step<T::Lane>>(kind: Kind, size: usize, x: &[T], y: &mut [T]) {
+    let block = rows::rows_per_block(size);
+    for_blocks(0..y.len(), block, RowsMut::new(y, 1), &|rows, y| {
+        let x = &x[rows.start * size..rows.end * size];
+        dispatch::<T, _, _>(fold_rows::<T, S>, (kind, size, x, y.elements));
+    });
+}
+
+fn fold_matrices<T: Number, S: Step<T::Lane>>(
+    kind: Kind,
+    Columns { rows, width, .. }: Columns,
+    x: &[T],
+    y: &mut [T],
+) {
+    let matrices = y.len() / width.max(1);
+    let block = rows::rows_per_block(rows * width);
+    for_blocks(0..matrices, block, RowsMut::new(y, width), &|range, y| {
+        let matrices = range.clone().zip(y.elements.chunks_exact_mut(width));
+        for (matrix, y) in matrices {
+            let x = &x[matrix * rows * width..(matrix + 1) * rows * width];
+            for (tile, y) in y.chunks_mut(STACK_TILE).enumerate() {
+                let mut totals = [S::start().wide(); STACK_TILE];
+                let totals = &mut totals[..y.len()];
+                let x = x.get(tile * STACK_TILE..).unwrap_or(&[]);
+                dispatch::<T, _, _>(columns_of::<T, S>, (x, rows, width, &mut *totals));
+                for (y, &total) in y.iter_mut().zip(&*totals) {
+                    *y = finish::<T>(kind, total, rows);
+                }
+            }
+        }
+    });
 }
 
 /// Columns whose totals lie on the stack.

@@ -107,6 +107,16 @@ pub(crate) fn for_blocks<W: Rows>(
     written: W,
     run: &(impl Fn(std::ops::Range<usize>, W) + Sync),
 ) {
+    halve(rows, block, written, run);
+}
+
+/// [`for_blocks`] for one type of what is written: the recursion is compiled once for all kernels.
+fn halve<W: Rows>(
+    rows: std::ops::Range<usize>,
+    block: usize,
+    written: W,
+    run: &(dyn Fn(std::ops::Range<usize>, W) + Sync),
+) {
     let blocks = rows.len().div_ceil(block);
     if blocks <= 1 {
         if !rows.is_empty() {
@@ -117,10 +127,50 @@ pub(crate) fn for_blocks<W: Rows>(
     let half = blocks / 2 * block;
     let middle = rows.start + half;
     let (first, others) = written.cut(half);
-    rayon::join(
-        || for_blocks(rows.start..middle, block, first, run),
-        || for_blocks(middle..rows.end, block, others, run),
+    fork(
+        || halve(rows.start..middle, block, first, run),
+        || halve(middle..rows.end, block, others, run),
     );
+}
+
+/// Calls `run` with the number and the elements of every chunk of `length` elements (fewer in the last
+/// one), on the threads of the pool; pieces of work have `grain` elements or more.
+pub(crate) fn for_chunks<T: Send>(
+    elements: &mut [T],
+    length: usize,
+    grain: usize,
+    run: &(impl Fn(usize, &mut [T]) + Sync),
+) {
+    let length = length.max(1);
+    let chunks = elements.len().div_ceil(length);
+    let block = grain.div_ceil(length).max(1);
+    let written = RowsMut::new(elements, length);
+    for_blocks(0..chunks, block, written, &|range, part| {
+        for (number, chunk) in range.zip(part.elements.chunks_mut(length)) {
+            run(number, chunk);
+        }
+    });
+}
+
+/// `rayon::join`, the machinery of which is large, compiled once.
+pub(crate) fn fork(a: impl FnOnce() + Send, b: impl FnOnce() + Send) {
+    let (mut a, mut b) = (Some(a), Some(b));
+    join(
+        &mut || {
+            if let Some(a) = a.take() {
+                a();
+            }
+        },
+        &mut || {
+            if let Some(b) = b.take() {
+                b();
+            }
+        },
+    );
+}
+
+fn join(a: &mut (dyn FnMut() + Send), b: &mut (dyn FnMut() + Send)) {
+    rayon::join(a, b);
 }
 
 /// A reduction step by step.
@@ -194,6 +244,12 @@ fn less<L: PartialOrd + Copy>(a: L, b: L) -> L {
     if b < a || b != b { b } else { a }
 }
 
+/// Whether elements have vector code ([`Number::VECTOR`]): for others, loops of many lanes would but
+/// take long to compile.
+const fn is_vector<A, L>() -> bool {
+    size_of::<A>() == 4 && size_of::<L>() == 4
+}
+
 /// Elements after which the lanes are folded into the wide total: a lane adds 32 of them.
 const FOLD: usize = 2048;
 
@@ -224,7 +280,9 @@ pub(crate) fn fold_triples<A: Copy, B: Copy, C: Copy, L: Lane, S: Step<L>>(
     let mut total = S::start().wide();
     let blocks = a.chunks(FOLD).zip(b.chunks(FOLD)).zip(c.chunks(FOLD));
     for ((a, b), c) in blocks {
-        let part = if a.len() < 256 {
+        let part = if !is_vector::<A, L>() {
+            lanes::<A, B, C, L, S, 8>(a, b, c, &f)
+        } else if a.len() < 256 {
             lanes::<A, B, C, L, S, 16>(a, b, c, &f)
         } else {
             lanes::<A, B, C, L, S, 64>(a, b, c, &f)
@@ -293,12 +351,14 @@ pub(crate) fn fold_columns<'a, A, B, L, S>(
             let end = rows.min(start + DEPTH);
             let mut sums = [S::start(); TILE];
             let mut at = start;
-            while at + 4 <= end {
-                let [(a0, b0), (a1, b1), (a2, b2), (a3, b3)] =
-                    [row(at), row(at + 1), row(at + 2), row(at + 3)];
+            while is_vector::<A, L>() && at + 4 <= end {
+                let ((a0, b0), (a1, b1)) = (row(at), row(at + 1));
+                let ((a2, b2), (a3, b3)) = (row(at + 2), row(at + 3));
                 let part = first..first + width;
-                let [a0, a1, a2, a3] = [a0, a1, a2, a3].map(|a| &a[part.clone()]);
-                let [b0, b1, b2, b3] = [b0, b1, b2, b3].map(|b| &b[part.clone()]);
+                let (a0, a1) = (&a0[part.clone()], &a1[part.clone()]);
+                let (a2, a3) = (&a2[part.clone()], &a3[part.clone()]);
+                let (b0, b1) = (&b0[part.clone()], &b1[part.clone()]);
+                let (b2, b3) = (&b2[part.clone()], &b3[part]);
                 let sums = &mut sums[..width];
                 for c in 0..width {
                     let sum = S::step(sums[c], f(at, first + c, a0[c], b0[c]));

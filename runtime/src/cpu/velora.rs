@@ -48,7 +48,8 @@ where
             for_blocks(0..op.rows, block, RowsMut::new(y, op.groups), &|rows, z| {
                 let x = &x[rows.start * op.features..rows.end * op.features];
                 // Sub-tokens that are shorter than a vector are added across sub-tokens.
-                match (op.size(), op.features % op.size().max(1)) {
+                let short = if T::VECTOR { op.size() } else { 0 };
+                match (short, op.features % op.size().max(1)) {
                     (1, _) => dispatch::<T, _, _>(compress_short::<T, 1>, (op, x, v, z.elements)),
                     (2, 0) => dispatch::<T, _, _>(compress_short::<T, 2>, (op, x, v, z.elements)),
                     (3, 0) => dispatch::<T, _, _>(compress_short::<T, 3>, (op, x, v, z.elements)),

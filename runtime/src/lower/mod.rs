@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 use thiserror::Error;
 use velora_graph::analysis::partition::{Half, Partition};
-use velora_graph::ir::{GraphError, Model, Node, NodeId, Origin, ValueId};
+use velora_graph::ir::{Graph, GraphError, Model, Node, NodeId, Origin, ValueId};
 use velora_graph::onnx::schema::TensorProto;
 use velora_graph::shapes::{Context, DataType, ShapeErrors, Shapes, infer};
 
@@ -146,6 +146,17 @@ pub fn lower(model: &Model, request: &Request<'_>) -> Result<Program, LowerError
     Ok(program)
 }
 
+/// What a pin hands on, or the value itself: pins order nodes for other runtimes.
+pub(crate) fn unpinned(graph: &Graph, mut value: ValueId) -> ValueId {
+    while let Some(gate) = graph.producer(value).map(|id| graph.node(id))
+        && (gate.velora_op(), gate.op()) == (Some("Pin"), "Reshape")
+        && let Some(&Some(source)) = gate.inputs.first()
+    {
+        value = source;
+    }
+    value
+}
+
 /// A program in the making.
 pub struct Lowering<'a> {
     model: &'a Model,
@@ -222,6 +233,7 @@ impl Lowering<'_> {
 
     /// The tensor of a value of the graph.
     fn tensor(&mut self, value: ValueId) -> Result<TensorId, Refusal> {
+        let value = unpinned(&self.model.graph, value);
         if let Some(id) = self.known[value.index()] {
             return Ok(id);
         }
@@ -289,7 +301,7 @@ impl Lowering<'_> {
     ) -> Result<Option<(TensorId, Vec<usize>)>, Refusal> {
         let graph = &self.model.graph;
         let value = node.inputs.get(slot).copied().flatten();
-        let Some(producer) = value.and_then(|value| graph.producer(value)) else {
+        let Some(producer) = value.and_then(|value| graph.producer(unpinned(graph, value))) else {
             return Ok(None);
         };
         let producer = graph.node(producer);

@@ -1,7 +1,6 @@
 //! From a program to a plan.
 
 use super::arena::{Interval, PlaceError, Placement, place};
-use super::fuse::fuse;
 use super::order::order;
 use super::{
     ALIGNMENT, Buffer, BufferId, Footprint, MAX_OPERANDS, Operand, Plan, Region, Step,
@@ -37,9 +36,6 @@ pub enum PlanError {
 /// # Errors
 /// [`PlanError`] where an operation has too many operands.
 pub fn build(program: &Program, backend: &dyn Backend) -> Result<Plan, PlanError> {
-    let mut fused = program.clone();
-    fuse(&mut fused);
-    let program = &fused;
     let mut builder = Builder::new(program);
     let workspaces: Vec<usize> = (program.operations.iter())
         .map(|operation| {

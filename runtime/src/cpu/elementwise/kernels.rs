@@ -2,7 +2,7 @@
 
 use super::super::math;
 use crate::ops::elementwise::{Binary, Class, Comparison, Instruction, Operator, Unary};
-use bytemuck::{cast_slice, cast_slice_mut};
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use pulp::Arch;
@@ -11,52 +11,72 @@ use velora_graph::shapes::DataType;
 /// The most elements of a tile.
 pub const TILE: usize = 512;
 
-/// `out[i] = f(a[i])`.
-macro_rules! map1 {
-    ($arch:expr, $a:expr, $out:expr, $t:ty => $r:ty, |$x:ident| $value:expr) => {{
-        struct Loop<'a> {
-            a: &'a [$t],
-            out: &'a mut [$r],
-        }
-        impl pulp::WithSimd for Loop<'_> {
-            type Output = ();
+/// `out[i] = f(a[i])`, compiled for several instruction sets.
+///
+/// For what is hot in training alone: code for every machine takes long to compile.
+macro_rules! vector1 {
+    ($arch:expr, $a:expr, $out:expr, |$x:ident| $value:expr) => {
+        $arch.dispatch(
             #[inline(always)]
-            fn with_simd<S: pulp::Simd>(self, _simd: S) {
-                for (out, &$x) in self.out.iter_mut().zip(self.a) {
-                    *out = $value;
-                }
-            }
-        }
-        $arch.dispatch(Loop {
-            a: cast_slice($a),
-            out: cast_slice_mut($out),
-        })
-    }};
+            || {
+                loop1(
+                    $a,
+                    $out,
+                    #[inline(always)]
+                    |$x: f32| -> f32 { $value },
+                )
+            },
+        )
+    };
+}
+
+/// `out[i] = f(a[i], b[i])` of 32-bit numbers, compiled for several instruction sets.
+macro_rules! vector2 {
+    ($arch:expr, $a:expr, $b:expr, $out:expr, $r:ty, |$x:ident, $y:ident| $value:expr) => {
+        $arch.dispatch(
+            #[inline(always)]
+            || {
+                loop2(
+                    $a,
+                    $b,
+                    $out,
+                    #[inline(always)]
+                    |$x: f32, $y: f32| -> $r { $value },
+                )
+            },
+        )
+    };
+}
+
+/// `out[i] = f(a[i])`.
+#[inline(always)]
+fn loop1<T: Pod, R: Pod>(a: &[u8], out: &mut [u8], f: impl Fn(T) -> R) {
+    let out = cast_slice_mut::<u8, R>(out);
+    for (out, &x) in out.iter_mut().zip(cast_slice::<u8, T>(a)) {
+        *out = f(x);
+    }
 }
 
 /// `out[i] = f(a[i], b[i])`.
-macro_rules! map2 {
-    ($arch:expr, $a:expr, $b:expr, $out:expr, $t:ty => $r:ty, |$x:ident, $y:ident| $value:expr) => {{
-        struct Loop<'a> {
-            a: &'a [$t],
-            b: &'a [$t],
-            out: &'a mut [$r],
-        }
-        impl pulp::WithSimd for Loop<'_> {
-            type Output = ();
-            #[inline(always)]
-            fn with_simd<S: pulp::Simd>(self, _simd: S) {
-                for ((out, &$x), &$y) in self.out.iter_mut().zip(self.a).zip(self.b) {
-                    *out = $value;
-                }
-            }
-        }
-        $arch.dispatch(Loop {
-            a: cast_slice($a),
-            b: cast_slice($b),
-            out: cast_slice_mut($out),
-        })
-    }};
+#[inline(always)]
+fn loop2<T: Pod, R: Pod>(a: &[u8], b: &[u8], out: &mut [u8], f: impl Fn(T, T) -> R) {
+    let out = cast_slice_mut::<u8, R>(out);
+    let operands = cast_slice::<u8, T>(a).iter().zip(cast_slice::<u8, T>(b));
+    for (out, (&x, &y)) in out.iter_mut().zip(operands) {
+        *out = f(x, y);
+    }
+}
+
+/// `out[i] = f(a[i])`, compiled once.
+#[inline(never)]
+fn map1<T: Pod, R: Pod>(a: &[u8], out: &mut [u8], f: impl Fn(T) -> R) {
+    loop1(a, out, f);
+}
+
+/// `out[i] = f(a[i], b[i])`, compiled once.
+#[inline(never)]
+fn map2<T: Pod, R: Pod>(a: &[u8], b: &[u8], out: &mut [u8], f: impl Fn(T, T) -> R) {
+    loop2(a, b, out, f);
 }
 
 /// Executes an instruction on a tile: operands and result as bytes of their classes.
@@ -73,48 +93,40 @@ pub fn execute(
     match instruction.operator {
         // Made before the code runs.
         Operator::Load(_) | Operator::Immediate(_) => return,
-        Operator::Convert => convert(arch, class, instruction.class(), a, out),
+        Operator::Convert => convert(class, instruction.class(), a, out),
         Operator::Select => {
             select(arch, instruction.class(), operands, out);
             return;
         }
         Operator::Unary(op) => match class {
             Class::F32 => unary_f32(arch, op, a, out),
-            Class::F64 => unary_f64(arch, op, a, out),
-            Class::I64 => unary_i64(arch, op, a, out),
-            Class::U64 => unary_u64(arch, op, a, out),
-            Class::Bool => map1!(arch, a, out, u8 => u8, |x| u8::from(x == 0)),
+            Class::F64 => unary_f64(op, a, out),
+            Class::I64 => unary_i64(op, a, out),
+            Class::U64 => unary_u64(op, a, out),
+            Class::Bool => map1(a, out, |x: u8| -> u8 { u8::from(x == 0) }),
         },
         Operator::Binary(op) => match class {
             Class::F32 => binary_f32(arch, op, a, b, out),
-            Class::F64 => binary_f64(arch, op, a, b, out),
-            Class::I64 => binary_i64(arch, op, instruction.ty, a, b, out),
-            Class::U64 => binary_u64(arch, op, a, b, out),
-            Class::Bool => binary_bool(arch, op, a, b, out),
+            Class::F64 => binary_f64(op, a, b, out),
+            Class::I64 => binary_i64(op, instruction.ty, a, b, out),
+            Class::U64 => binary_u64(op, a, b, out),
+            Class::Bool => binary_bool(op, a, b, out),
         },
         Operator::Compare(op) => compare(arch, op, class, a, b, out),
     }
     let _ = c;
-    narrow(arch, instruction.ty, out);
+    narrow(instruction.ty, out);
 }
 
 /// Rounds or wraps results to a type that is narrower than its class.
-fn narrow(arch: Arch, ty: DataType, out: &mut [u8]) {
+fn narrow(ty: DataType, out: &mut [u8]) {
     /// In place.
     macro_rules! wrap {
-        ($t:ty) => {{
-            struct Loop<'a>(&'a mut [i64]);
-            impl pulp::WithSimd for Loop<'_> {
-                type Output = ();
-                #[inline(always)]
-                fn with_simd<S: pulp::Simd>(self, _simd: S) {
-                    for x in self.0.iter_mut() {
-                        *x = i64::from(*x as $t);
-                    }
-                }
+        ($t:ty) => {
+            for x in cast_slice_mut::<u8, i64>(out) {
+                *x = i64::from(*x as $t);
             }
-            arch.dispatch(Loop(cast_slice_mut(out)))
-        }};
+        };
     }
     match ty.0 {
         2 => wrap!(u8),
@@ -142,70 +154,52 @@ fn narrow(arch: Arch, ty: DataType, out: &mut [u8]) {
     }
 }
 
-fn convert(arch: Arch, from: Class, to: Class, a: &[u8], out: &mut [u8]) {
+fn convert(from: Class, to: Class, a: &[u8], out: &mut [u8]) {
     match (from, to) {
         (Class::F32, Class::F32)
         | (Class::F64, Class::F64)
         | (Class::I64 | Class::U64, Class::I64 | Class::U64) => out.copy_from_slice(a),
-        (Class::Bool, Class::Bool) => map1!(arch, a, out, u8 => u8, |x| u8::from(x != 0)),
-        (Class::F32, Class::F64) => map1!(arch, a, out, f32 => f64, |x| f64::from(x)),
-        (Class::F32, Class::I64) => map1!(arch, a, out, f32 => i64, |x| x as i64),
-        (Class::F32, Class::U64) => map1!(arch, a, out, f32 => u64, |x| x as u64),
-        (Class::F32, Class::Bool) => map1!(arch, a, out, f32 => u8, |x| u8::from(x != 0.0)),
-        (Class::F64, Class::F32) => map1!(arch, a, out, f64 => f32, |x| x as f32),
-        (Class::F64, Class::I64) => map1!(arch, a, out, f64 => i64, |x| x as i64),
-        (Class::F64, Class::U64) => map1!(arch, a, out, f64 => u64, |x| x as u64),
-        (Class::F64, Class::Bool) => map1!(arch, a, out, f64 => u8, |x| u8::from(x != 0.0)),
-        (Class::I64, Class::F32) => map1!(arch, a, out, i64 => f32, |x| x as f32),
-        (Class::I64, Class::F64) => map1!(arch, a, out, i64 => f64, |x| x as f64),
-        (Class::U64, Class::F32) => map1!(arch, a, out, u64 => f32, |x| x as f32),
-        (Class::U64, Class::F64) => map1!(arch, a, out, u64 => f64, |x| x as f64),
+        (Class::Bool, Class::Bool) => map1(a, out, |x: u8| -> u8 { u8::from(x != 0) }),
+        (Class::F32, Class::F64) => map1(a, out, |x: f32| -> f64 { f64::from(x) }),
+        (Class::F32, Class::I64) => map1(a, out, |x: f32| -> i64 { x as i64 }),
+        (Class::F32, Class::U64) => map1(a, out, |x: f32| -> u64 { x as u64 }),
+        (Class::F32, Class::Bool) => map1(a, out, |x: f32| -> u8 { u8::from(x != 0.0) }),
+        (Class::F64, Class::F32) => map1(a, out, |x: f64| -> f32 { x as f32 }),
+        (Class::F64, Class::I64) => map1(a, out, |x: f64| -> i64 { x as i64 }),
+        (Class::F64, Class::U64) => map1(a, out, |x: f64| -> u64 { x as u64 }),
+        (Class::F64, Class::Bool) => map1(a, out, |x: f64| -> u8 { u8::from(x != 0.0) }),
+        (Class::I64, Class::F32) => map1(a, out, |x: i64| -> f32 { x as f32 }),
+        (Class::I64, Class::F64) => map1(a, out, |x: i64| -> f64 { x as f64 }),
+        (Class::U64, Class::F32) => map1(a, out, |x: u64| -> f32 { x as f32 }),
+        (Class::U64, Class::F64) => map1(a, out, |x: u64| -> f64 { x as f64 }),
         (Class::I64 | Class::U64, Class::Bool) => {
-            map1!(arch, a, out, u64 => u8, |x| u8::from(x != 0));
+            map1(a, out, |x: u64| -> u8 { u8::from(x != 0) });
         }
-        (Class::Bool, Class::F32) => {
-            map1!(arch, a, out, u8 => f32, |x| f32::from(u8::from(x != 0)))
-        }
-        (Class::Bool, Class::F64) => {
-            map1!(arch, a, out, u8 => f64, |x| f64::from(u8::from(x != 0)))
-        }
+        (Class::Bool, Class::F32) => map1(a, out, |x: u8| -> f32 { f32::from(u8::from(x != 0)) }),
+        (Class::Bool, Class::F64) => map1(a, out, |x: u8| -> f64 { f64::from(u8::from(x != 0)) }),
         (Class::Bool, Class::I64 | Class::U64) => {
-            map1!(arch, a, out, u8 => u64, |x| u64::from(x != 0));
+            map1(a, out, |x: u8| -> u64 { u64::from(x != 0) });
         }
     }
 }
 
 fn select(arch: Arch, class: Class, operands: [&[u8]; 3], out: &mut [u8]) {
-    macro_rules! select {
-        ($t:ty) => {{
-            struct Loop<'a> {
-                condition: &'a [u8],
-                a: &'a [$t],
-                b: &'a [$t],
-                out: &'a mut [$t],
-            }
-            impl pulp::WithSimd for Loop<'_> {
-                type Output = ();
-                #[inline(always)]
-                fn with_simd<S: pulp::Simd>(self, _simd: S) {
-                    let operands = self.condition.iter().zip(self.a).zip(self.b);
-                    for (out, ((&condition, &a), &b)) in self.out.iter_mut().zip(operands) {
-                        *out = if condition != 0 { a } else { b };
-                    }
-                }
-            }
-            arch.dispatch(Loop {
-                condition: operands[0],
-                a: cast_slice(operands[1]),
-                b: cast_slice(operands[2]),
-                out: cast_slice_mut(out),
-            })
-        }};
-    }
     match class.bytes() {
-        1 => select!(u8),
-        4 => select!(u32),
-        _ => select!(u64),
+        1 => select_of::<u8>(operands, out),
+        4 => arch.dispatch(
+            #[inline(always)]
+            || select_of::<u32>(operands, out),
+        ),
+        _ => select_of::<u64>(operands, out),
+    }
+}
+
+#[inline(always)]
+fn select_of<T: Pod>([condition, a, b]: [&[u8]; 3], out: &mut [u8]) {
+    let (a, b) = (cast_slice::<u8, T>(a), cast_slice::<u8, T>(b));
+    let operands = condition.iter().zip(a).zip(b);
+    for (out, ((&condition, &a), &b)) in cast_slice_mut::<u8, T>(out).iter_mut().zip(operands) {
+        *out = if condition != 0 { a } else { b };
     }
 }
 
@@ -213,28 +207,38 @@ fn compare(arch: Arch, op: Comparison, class: Class, a: &[u8], b: &[u8], out: &m
     macro_rules! compare {
         ($t:ty) => {
             match op {
-                Comparison::Equal => map2!(arch, a, b, out, $t => u8, |x, y| u8::from(x == y)),
-                Comparison::Less => map2!(arch, a, b, out, $t => u8, |x, y| u8::from(x < y)),
+                Comparison::Equal => map2(a, b, out, |x: $t, y: $t| -> u8 { u8::from(x == y) }),
+                Comparison::Less => map2(a, b, out, |x: $t, y: $t| -> u8 { u8::from(x < y) }),
                 Comparison::LessOrEqual => {
-                    map2!(arch, a, b, out, $t => u8, |x, y| u8::from(x <= y));
+                    map2(a, b, out, |x: $t, y: $t| -> u8 { u8::from(x <= y) });
                 }
             }
         };
     }
     match class {
-        Class::F32 => compare!(f32),
+        Class::F32 => match op {
+            Comparison::Equal => vector2!(arch, a, b, out, u8, |x, y| u8::from(x == y)),
+            Comparison::Less => vector2!(arch, a, b, out, u8, |x, y| u8::from(x < y)),
+            Comparison::LessOrEqual => vector2!(arch, a, b, out, u8, |x, y| u8::from(x <= y)),
+        },
         Class::F64 => compare!(f64),
         Class::I64 => compare!(i64),
         Class::U64 => compare!(u64),
         Class::Bool => match op {
             Comparison::Equal => {
-                map2!(arch, a, b, out, u8 => u8, |x, y| u8::from((x != 0) == (y != 0)));
+                map2(a, b, out, |x: u8, y: u8| -> u8 {
+                    u8::from((x != 0) == (y != 0))
+                });
             }
             Comparison::Less => {
-                map2!(arch, a, b, out, u8 => u8, |x, y| u8::from((x == 0) & (y != 0)));
+                map2(a, b, out, |x: u8, y: u8| -> u8 {
+                    u8::from((x == 0) & (y != 0))
+                });
             }
             Comparison::LessOrEqual => {
-                map2!(arch, a, b, out, u8 => u8, |x, y| u8::from((x == 0) | (y != 0)));
+                map2(a, b, out, |x: u8, y: u8| -> u8 {
+                    u8::from((x == 0) | (y != 0))
+                });
             }
         },
     }
@@ -258,17 +262,21 @@ macro_rules! sign {
 fn unary_f32(arch: Arch, op: Unary, a: &[u8], out: &mut [u8]) {
     macro_rules! map {
         (|$x:ident| $value:expr) => {
-            map1!(arch, a, out, f32 => f32, |$x| $value)
+            map1(a, out, |$x: f32| -> f32 { $value })
         };
     }
     match op {
-        Unary::Neg => map!(|x| -x),
-        Unary::Abs => map!(|x| x.abs()),
+        Unary::Neg => vector1!(arch, a, out, |x| -x),
+        Unary::Abs => vector1!(arch, a, out, |x| x.abs()),
+        Unary::Sqrt => vector1!(arch, a, out, |x| x.sqrt()),
+        Unary::Reciprocal => vector1!(arch, a, out, |x| 1.0 / x),
+        Unary::Exp => vector1!(arch, a, out, |x| math::exp(x)),
+        Unary::Log => vector1!(arch, a, out, |x| math::log(x)),
+        Unary::Tanh => vector1!(arch, a, out, |x| math::tanh(x)),
+        Unary::Sigmoid => vector1!(arch, a, out, |x| math::sigmoid(x)),
+        Unary::Softplus => vector1!(arch, a, out, |x| math::softplus(x)),
+        Unary::Erf => vector1!(arch, a, out, |x| math::erf(x)),
         Unary::Sign => map!(|x| sign!(f32, x)),
-        Unary::Sqrt => map!(|x| x.sqrt()),
-        Unary::Reciprocal => map!(|x| 1.0 / x),
-        Unary::Exp => map!(|x| math::exp(x)),
-        Unary::Log => map!(|x| math::log(x)),
         Unary::Sin => {
             map!(|x| math::sin(x));
             far(a, out, f64::sin);
@@ -281,14 +289,10 @@ fn unary_f32(arch: Arch, op: Unary, a: &[u8], out: &mut [u8]) {
             map!(|x| math::tan(x));
             far(a, out, f64::tan);
         }
-        Unary::Tanh => map!(|x| math::tanh(x)),
-        Unary::Sigmoid => map!(|x| math::sigmoid(x)),
-        Unary::Softplus => map!(|x| math::softplus(x)),
-        Unary::Erf => map!(|x| math::erf(x)),
         Unary::Floor => map!(|x| x.floor()),
         Unary::Ceil => map!(|x| x.ceil()),
         Unary::Round => map!(|x| x.round_ties_even()),
-        Unary::IsNan => map1!(arch, a, out, f32 => u8, |x| u8::from(x.is_nan())),
+        Unary::IsNan => map1(a, out, |x: f32| -> u8 { u8::from(x.is_nan()) }),
         // One by one: nothing that is trained uses them.
         Unary::Asin
         | Unary::Acos
@@ -351,10 +355,10 @@ fn rare(op: Unary) -> fn(f64) -> f64 {
     }
 }
 
-fn unary_f64(arch: Arch, op: Unary, a: &[u8], out: &mut [u8]) {
+fn unary_f64(op: Unary, a: &[u8], out: &mut [u8]) {
     macro_rules! map {
         (|$x:ident| $value:expr) => {
-            map1!(arch, a, out, f64 => f64, |$x| $value)
+            map1(a, out, |$x: f64| -> f64 { $value })
         };
     }
     match op {
@@ -366,7 +370,7 @@ fn unary_f64(arch: Arch, op: Unary, a: &[u8], out: &mut [u8]) {
         Unary::Floor => map!(|x| x.floor()),
         Unary::Ceil => map!(|x| x.ceil()),
         Unary::Round => map!(|x| x.round_ties_even()),
-        Unary::IsNan => map1!(arch, a, out, f64 => u8, |x| u8::from(x.is_nan())),
+        Unary::IsNan => map1(a, out, |x: f64| -> u8 { u8::from(x.is_nan()) }),
         _ => {
             let function = rare(op);
             let out: &mut [f64] = cast_slice_mut(out);
@@ -377,70 +381,96 @@ fn unary_f64(arch: Arch, op: Unary, a: &[u8], out: &mut [u8]) {
     }
 }
 
-fn unary_i64(arch: Arch, op: Unary, a: &[u8], out: &mut [u8]) {
+fn unary_i64(op: Unary, a: &[u8], out: &mut [u8]) {
     match op {
-        Unary::Neg => map1!(arch, a, out, i64 => i64, |x| x.wrapping_neg()),
-        Unary::Abs => map1!(arch, a, out, i64 => i64, |x| x.wrapping_abs()),
-        Unary::Sign => map1!(arch, a, out, i64 => i64, |x| x.signum()),
-        Unary::Not => map1!(arch, a, out, i64 => i64, |x| !x),
+        Unary::Neg => map1(a, out, |x: i64| -> i64 { x.wrapping_neg() }),
+        Unary::Abs => map1(a, out, |x: i64| -> i64 { x.wrapping_abs() }),
+        Unary::Sign => map1(a, out, |x: i64| -> i64 { x.signum() }),
+        Unary::Not => map1(a, out, |x: i64| -> i64 { !x }),
         // Lowering lets no other pass.
         _ => out.copy_from_slice(a),
     }
 }
 
-fn unary_u64(arch: Arch, op: Unary, a: &[u8], out: &mut [u8]) {
+fn unary_u64(op: Unary, a: &[u8], out: &mut [u8]) {
     match op {
-        Unary::Neg => map1!(arch, a, out, u64 => u64, |x| x.wrapping_neg()),
-        Unary::Sign => map1!(arch, a, out, u64 => u64, |x| u64::from(x != 0)),
-        Unary::Not => map1!(arch, a, out, u64 => u64, |x| !x),
+        Unary::Neg => map1(a, out, |x: u64| -> u64 { x.wrapping_neg() }),
+        Unary::Sign => map1(a, out, |x: u64| -> u64 { u64::from(x != 0) }),
+        Unary::Not => map1(a, out, |x: u64| -> u64 { !x }),
         // The absolute value; lowering lets no other pass.
         _ => out.copy_from_slice(a),
     }
 }
 
-/// The binary operators of real numbers.
-macro_rules! real {
-    ($arch:expr, $op:expr, $a:expr, $b:expr, $out:expr, $t:ty, $pow:expr) => {
-        match $op {
-            Binary::Add => map2!($arch, $a, $b, $out, $t => $t, |x, y| x + y),
-            Binary::Sub => map2!($arch, $a, $b, $out, $t => $t, |x, y| x - y),
-            Binary::Mul => map2!($arch, $a, $b, $out, $t => $t, |x, y| x * y),
-            Binary::Div => map2!($arch, $a, $b, $out, $t => $t, |x, y| x / y),
-            Binary::Rem => map2!($arch, $a, $b, $out, $t => $t, |x, y| x % y),
-            Binary::Mod => map2!($arch, $a, $b, $out, $t => $t, |x, y| {
-                let rest = x % y;
-                if rest != 0.0 && (rest < 0.0) != (y < 0.0) { rest + y } else { rest }
-            }),
-            Binary::Pow => map2!($arch, $a, $b, $out, $t => $t, |x, y| $pow(x, y)),
-            // A NaN on the left is taken, one on the right is never the greater or the lesser.
-            Binary::Min => map2!($arch, $a, $b, $out, $t => $t, |x, y| {
-                if x < y || x.is_nan() { x } else { y }
-            }),
-            Binary::Max => map2!($arch, $a, $b, $out, $t => $t, |x, y| {
-                if x > y || x.is_nan() { x } else { y }
-            }),
-            // Lowering lets no operator on bits pass.
-            Binary::And | Binary::Or | Binary::Xor | Binary::ShiftLeft | Binary::ShiftRight => {
-                $out.copy_from_slice($a);
-            }
+/// The lesser one: a NaN on the left is taken, one on the right never is.
+#[inline(always)]
+fn min<T: PartialOrd>(x: T, y: T) -> T {
+    // A NaN differs from itself.
+    #[expect(clippy::eq_op, reason = "asks for NaN")]
+    if x < y || x != x { x } else { y }
+}
+
+/// The greater one: a NaN on the left is taken, one on the right never is.
+#[inline(always)]
+fn max<T: PartialOrd>(x: T, y: T) -> T {
+    #[expect(clippy::eq_op, reason = "asks for NaN")]
+    if x > y || x != x { x } else { y }
+}
+
+/// The remainder that has the sign of the divisor.
+macro_rules! modulo {
+    ($x:expr, $y:expr) => {{
+        let rest = $x % $y;
+        if rest != 0.0 && (rest < 0.0) != ($y < 0.0) {
+            rest + $y
+        } else {
+            rest
         }
-    };
+    }};
 }
 
 fn binary_f32(arch: Arch, op: Binary, a: &[u8], b: &[u8], out: &mut [u8]) {
-    real!(arch, op, a, b, out, f32, math::pow);
+    match op {
+        Binary::Add => vector2!(arch, a, b, out, f32, |x, y| x + y),
+        Binary::Sub => vector2!(arch, a, b, out, f32, |x, y| x - y),
+        Binary::Mul => vector2!(arch, a, b, out, f32, |x, y| x * y),
+        Binary::Div => vector2!(arch, a, b, out, f32, |x, y| x / y),
+        Binary::Pow => vector2!(arch, a, b, out, f32, |x, y| math::pow(x, y)),
+        Binary::Min => vector2!(arch, a, b, out, f32, |x, y| min(x, y)),
+        Binary::Max => vector2!(arch, a, b, out, f32, |x, y| max(x, y)),
+        Binary::Rem => map2(a, b, out, |x: f32, y: f32| x % y),
+        Binary::Mod => map2(a, b, out, |x: f32, y: f32| modulo!(x, y)),
+        // Lowering lets no operator on bits pass.
+        Binary::And | Binary::Or | Binary::Xor | Binary::ShiftLeft | Binary::ShiftRight => {
+            out.copy_from_slice(a);
+        }
+    }
 }
 
-fn binary_f64(arch: Arch, op: Binary, a: &[u8], b: &[u8], out: &mut [u8]) {
-    real!(arch, op, a, b, out, f64, f64::powf);
+fn binary_f64(op: Binary, a: &[u8], b: &[u8], out: &mut [u8]) {
+    match op {
+        Binary::Add => map2(a, b, out, |x: f64, y: f64| x + y),
+        Binary::Sub => map2(a, b, out, |x: f64, y: f64| x - y),
+        Binary::Mul => map2(a, b, out, |x: f64, y: f64| x * y),
+        Binary::Div => map2(a, b, out, |x: f64, y: f64| x / y),
+        Binary::Pow => map2(a, b, out, f64::powf),
+        Binary::Min => map2(a, b, out, min::<f64>),
+        Binary::Max => map2(a, b, out, max::<f64>),
+        Binary::Rem => map2(a, b, out, |x: f64, y: f64| x % y),
+        Binary::Mod => map2(a, b, out, |x: f64, y: f64| modulo!(x, y)),
+        // Lowering lets no operator on bits pass.
+        Binary::And | Binary::Or | Binary::Xor | Binary::ShiftLeft | Binary::ShiftRight => {
+            out.copy_from_slice(a);
+        }
+    }
 }
 
-fn binary_i64(arch: Arch, op: Binary, ty: DataType, a: &[u8], b: &[u8], out: &mut [u8]) {
+fn binary_i64(op: Binary, ty: DataType, a: &[u8], b: &[u8], out: &mut [u8]) {
     // Shifts by the width or more give 0.
     let bits = ty.bits().unwrap_or(64);
     macro_rules! map {
         (|$x:ident, $y:ident| $value:expr) => {
-            map2!(arch, a, b, out, i64 => i64, |$x, $y| $value)
+            map2(a, b, out, |$x: i64, $y: i64| -> i64 { $value })
         };
     }
     match op {
@@ -481,10 +511,10 @@ fn binary_i64(arch: Arch, op: Binary, ty: DataType, a: &[u8], b: &[u8], out: &mu
     }
 }
 
-fn binary_u64(arch: Arch, op: Binary, a: &[u8], b: &[u8], out: &mut [u8]) {
+fn binary_u64(op: Binary, a: &[u8], b: &[u8], out: &mut [u8]) {
     macro_rules! map {
         (|$x:ident, $y:ident| $value:expr) => {
-            map2!(arch, a, b, out, u64 => u64, |$x, $y| $value)
+            map2(a, b, out, |$x: u64, $y: u64| -> u64 { $value })
         };
     }
     match op {
@@ -504,12 +534,18 @@ fn binary_u64(arch: Arch, op: Binary, a: &[u8], b: &[u8], out: &mut [u8]) {
     }
 }
 
-fn binary_bool(arch: Arch, op: Binary, a: &[u8], b: &[u8], out: &mut [u8]) {
+fn binary_bool(op: Binary, a: &[u8], b: &[u8], out: &mut [u8]) {
     match op {
-        Binary::And => map2!(arch, a, b, out, u8 => u8, |x, y| u8::from((x != 0) & (y != 0))),
-        Binary::Or => map2!(arch, a, b, out, u8 => u8, |x, y| u8::from((x != 0) | (y != 0))),
+        Binary::And => map2(a, b, out, |x: u8, y: u8| -> u8 {
+            u8::from((x != 0) & (y != 0))
+        }),
+        Binary::Or => map2(a, b, out, |x: u8, y: u8| -> u8 {
+            u8::from((x != 0) | (y != 0))
+        }),
         // Exclusive disjunction; lowering lets no other pass.
-        _ => map2!(arch, a, b, out, u8 => u8, |x, y| u8::from((x != 0) ^ (y != 0))),
+        _ => map2(a, b, out, |x: u8, y: u8| -> u8 {
+            u8::from((x != 0) ^ (y != 0))
+        }),
     }
 }
 

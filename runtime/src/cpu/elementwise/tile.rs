@@ -2,6 +2,7 @@
 //! so that a chain of operators reads and writes memory once.
 
 use super::super::memory::{Call, Data};
+use super::super::rows::fork;
 use super::kernels::{self, TILE};
 use super::load;
 use crate::ops::elementwise::{
@@ -119,7 +120,7 @@ impl<'a> Job<'a> {
                 (first[output], rest[output]) = bytes.split_at_mut(half * size);
             }
         }
-        rayon::join(
+        fork(
             || self.split(start, half, first),
             || self.split(start + half, count - half, rest),
         );

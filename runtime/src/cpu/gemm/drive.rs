@@ -4,7 +4,7 @@
 //! `kc`, a number that depends on its length only, and the sums of the blocks are added in their order.
 //! Everything else (tiles, threads, blocks computed side by side) only says who computes what.
 
-use rayon::prelude::*;
+use crate::cpu::rows::{for_chunks, fork};
 
 use super::element::{Accumulator, Element};
 use super::kernel::{Job, Kernels};
@@ -303,23 +303,20 @@ where
         for wave in (0..k).step_by(kc * side_by_side) {
             let here = (k - wave).div_ceil(kc).min(side_by_side);
             let scratch = &mut scratch[..here * per_block];
-            scratch
-                .par_chunks_mut(per_block)
-                .enumerate()
-                .for_each(|(index, scratch)| {
-                    let depth = wave + index * kc;
-                    let (sums, scratch) = scratch.split_at_mut(sums);
-                    // `Blocking` counted as many sums.
-                    if let Some(tile) = TileMut::dense(sums, m, n) {
-                        let block = Block {
-                            row,
-                            col,
-                            depth,
-                            kc: kc.min(k - depth),
-                        };
-                        self.block(tile, block, A::Acc::ZERO, Bias::None, scratch);
-                    }
-                });
+            for_chunks(scratch, per_block, 1, &|index, scratch| {
+                let depth = wave + index * kc;
+                let (sums, scratch) = scratch.split_at_mut(sums);
+                // `Blocking` counted as many sums.
+                if let Some(tile) = TileMut::dense(sums, m, n) {
+                    let block = Block {
+                        row,
+                        col,
+                        depth,
+                        kc: kc.min(k - depth),
+                    };
+                    self.block(tile, block, A::Acc::ZERO, Bias::None, scratch);
+                }
+            });
             for (index, sums) in scratch.chunks(per_block).enumerate() {
                 let beta = if wave == 0 && index == 0 {
                     beta
@@ -440,7 +437,7 @@ impl<T: Accumulator> Packed<'_, T> {
             let at = n.div_ceil(nr) / 2 * nr;
             let (first, second) = tile.split_cols(at);
             let (first_right, second_right) = right.split_at_mut(at * kc);
-            rayon::join(
+            fork(
                 || self.columns(first, col, first_right, pack_right, unpacked),
                 || self.columns(second, col + at, second_right, pack_right, unpacked),
             );
@@ -506,7 +503,7 @@ impl<T: Accumulator> Packed<'_, T> {
             run(first);
             run(second);
         } else {
-            rayon::join(|| run(first), || run(second));
+            fork(|| run(first), || run(second));
         }
     }
 
@@ -576,18 +573,13 @@ fn accumulate<T: Accumulator>(sum: T, beta: T, before: impl FnOnce() -> T) -> T 
 
 /// Runs `each` on the panels of a packed operand, side by side if there is enough of it.
 fn panels<T: Send>(packed: &mut [T], length: usize, each: &(impl Fn(usize, &mut [T]) + Sync)) {
-    let (count, total) = (packed.len().div_ceil(length.max(1)), packed.len());
-    if total <= PACK_LEAF {
+    if packed.len() <= PACK_LEAF {
         packed
             .chunks_mut(length.max(1))
             .enumerate()
             .for_each(|(index, panel)| each(index, panel));
     } else {
-        packed
-            .par_chunks_mut(length)
-            .enumerate()
-            .with_min_len((count * PACK_LEAF).div_ceil(total))
-            .for_each(|(index, panel)| each(index, panel));
+        for_chunks(packed, length, PACK_LEAF, each);
     }
 }
 
@@ -604,7 +596,7 @@ fn each_row<T: Send>(
         }
     } else {
         let (upper, lower) = tile.split_rows(rows / 2);
-        rayon::join(
+        fork(
             || each_row(upper, first, each),
             || each_row(lower, first + rows / 2, each),
         );

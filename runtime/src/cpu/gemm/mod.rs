@@ -19,6 +19,7 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
+use crate::cpu::rows::fork;
 use drive::{Blocking, Product};
 pub use element::{Accumulator, Element};
 use tile::Outputs;
@@ -526,7 +527,7 @@ fn share_out<A, B, C>(
         let count = outputs.len() * first / parts;
         let (left, right) = outputs.split_at(count);
         let (left_scratch, right_scratch) = scratch.split_at_mut(scratch.len() / parts * first);
-        rayon::join(
+        fork(
             || share_out(product, batch, left, first, left_scratch),
             || share_out(product, batch, right, parts - first, right_scratch),
         );

@@ -4,9 +4,9 @@ use super::number::{Number, with_number};
 use super::{Indices, start};
 use crate::cpu::memory::Call;
 use crate::cpu::movement::{GRAIN, missing};
+use crate::cpu::rows::for_chunks;
 use crate::ops::index::{Elements, Reduction};
 use bytemuck::Pod;
-use rayon::prelude::*;
 
 /// Where the elements of a row of indices (its last axis) are in the data.
 struct Row {
@@ -74,15 +74,13 @@ fn gather_elements<T: Pod + Send + Sync>(
 ) {
     let width = op.indices.last().copied().unwrap_or(1);
     let bound = op.data[op.axis];
-    (output.par_chunks_mut(width).enumerate())
-        .with_min_len(GRAIN.div_ceil(width))
-        .for_each(|(number, to)| {
-            let row = Row::new(&op.data, &op.indices, op.axis, number);
-            for (position, to) in to.iter_mut().enumerate() {
-                let index = indices.place(number * width + position, bound);
-                *to = data[row.place(position, index)];
-            }
-        });
+    for_chunks(output, width, GRAIN, &|number, to| {
+        let row = Row::new(&op.data, &op.indices, op.axis, number);
+        for (position, to) in to.iter_mut().enumerate() {
+            let index = indices.place(number * width + position, bound);
+            *to = data[row.place(position, index)];
+        }
+    });
 }
 
 pub(super) fn scatter(
@@ -141,12 +139,12 @@ fn scatter_elements<T: Pod + Send + Sync>(
     let block: usize = data_shape.iter().product();
     let part: usize = index_shape.iter().product();
     let width = index_shape.last().copied().unwrap_or(1);
-    (output
-        .par_chunks_mut(block)
-        .zip(updates.par_chunks(part))
-        .enumerate())
-    .with_min_len(GRAIN.div_ceil(part))
-    .for_each(|(number, (output, updates))| {
+    // As many updates as make up a piece of work, counted in elements of the data.
+    let grain = GRAIN.div_ceil(part).saturating_mul(block);
+    for_chunks(output, block, grain, &|number, output| {
+        let Some(updates) = updates.get(number * part..(number + 1) * part) else {
+            return;
+        };
         for (line, updates) in updates.chunks(width).enumerate() {
             let row = Row::new(data_shape, index_shape, op.axis - shared, line);
             for (position, &update) in updates.iter().enumerate() {

@@ -7,6 +7,7 @@ mod select;
 
 use super::Machine;
 use super::memory::{Call, Data, Input};
+use super::rows::for_chunks;
 use crate::backend::StepContext;
 use crate::ops::index::Index;
 use crate::tensor::TensorType;
@@ -117,10 +118,10 @@ fn start<T: Pod + Send + Sync>(data: Option<&Input<'_>>, output: &mut [T]) {
     let data = data.map(other_than_output::<T>);
     let grain = super::movement::GRAIN;
     match data {
-        None => (output.par_chunks_mut(grain)).for_each(|output| output.fill(T::zeroed())),
-        Some(Some(data)) => (output.par_chunks_mut(grain))
-            .zip(data.par_chunks(grain))
-            .for_each(|(output, data)| output.copy_from_slice(data)),
+        None => for_chunks(output, grain, grain, &|_, output| output.fill(T::zeroed())),
+        Some(Some(data)) => for_chunks(output, grain, grain, &|number, output| {
+            output.copy_from_slice(&data[number * grain..][..output.len()]);
+        }),
         Some(None) => {}
     }
 }

@@ -4,9 +4,9 @@ use super::number::{Number, with_number};
 use super::{Indices, start};
 use crate::cpu::memory::Call;
 use crate::cpu::movement::{GRAIN, missing};
+use crate::cpu::rows::for_chunks;
 use crate::ops::index::{Reduction, Rows};
 use bytemuck::Pod;
-use rayon::prelude::*;
 
 /// Columns that are summed at once.
 const COLUMNS: usize = 64;
@@ -47,13 +47,11 @@ fn gather_rows<T: Pod + Send + Sync>(
 ) {
     let (slice, count) = (op.slice, op.count);
     let rows: usize = op.bounds.iter().product();
-    (output.par_chunks_mut(slice).enumerate())
-        .with_min_len(GRAIN.div_ceil(slice))
-        .for_each(|(number, to)| {
-            let (lane, tuple) = (number / count, number % count);
-            let from = lane * rows + row(op, indices, lane % op.batch * count + tuple);
-            to.copy_from_slice(&data[from * slice..][..slice]);
-        });
+    for_chunks(output, slice, GRAIN, &|number, to| {
+        let (lane, tuple) = (number / count, number % count);
+        let from = lane * rows + row(op, indices, lane % op.batch * count + tuple);
+        to.copy_from_slice(&data[from * slice..][..slice]);
+    });
 }
 
 /// Whether updates are sorted by the row that they go to, so that threads can share the rows. Depends on
@@ -222,17 +220,15 @@ fn scatter_rows<T: Pod + Send + Sync>(
             .map_or(0, |before| first[before] as usize);
         start..first[row] as usize
     };
-    (output.par_chunks_mut(slice).enumerate())
-        .with_min_len(GRAIN.div_ceil(slice))
-        .for_each(|(number, to)| {
-            let lane = number / rows;
-            let batch = lane % op.batch;
-            let tuples = &order[span(batch * rows + number % rows)];
-            let updates = tuples.iter().map(|&tuple| {
-                let from = lane * count + tuple as usize % count;
-                &updates[from * slice..][..slice]
-            });
-            combine.combine(to, updates);
+    for_chunks(output, slice, GRAIN, &|number, to| {
+        let lane = number / rows;
+        let batch = lane % op.batch;
+        let tuples = &order[span(batch * rows + number % rows)];
+        let updates = tuples.iter().map(|&tuple| {
+            let from = lane * count + tuple as usize % count;
+            &updates[from * slice..][..slice]
         });
+        combine.combine(to, updates);
+    });
     Ok(())
 }

@@ -3,10 +3,11 @@
 use super::number::{Number, with_number};
 use crate::cpu::memory::{Call, Input};
 use crate::cpu::movement::{GRAIN, missing};
+use crate::cpu::rows::for_chunks;
 use crate::ops::index::{OneHot, TopK};
 use bytemuck::Pod;
 use half::{bf16, f16};
-use rayon::prelude::*;
+use std::cmp::Ordering;
 
 /// An index of any number type.
 fn index(input: &Input<'_>, place: usize) -> i64 {
@@ -50,20 +51,18 @@ fn one_hot_of<T: Pod + Send + Sync>(
         return;
     };
     let block = op.depth * op.inner;
-    (output.par_chunks_mut(block).enumerate())
-        .with_min_len(GRAIN.div_ceil(block))
-        .for_each(|(outer, output)| {
-            output.fill(off);
-            for inner in 0..op.inner {
-                let index = index(indices, outer * op.inner + inner);
-                let depth = op.depth as i64;
-                // What is outside leaves the row without the other value.
-                if (-depth..depth).contains(&index) {
-                    let place = if index < 0 { index + depth } else { index };
-                    output[place as usize * op.inner + inner] = on;
-                }
+    for_chunks(output, block, GRAIN, &|outer, output| {
+        output.fill(off);
+        for inner in 0..op.inner {
+            let index = index(indices, outer * op.inner + inner);
+            let depth = op.depth as i64;
+            // What is outside leaves the row without the other value.
+            if (-depth..depth).contains(&index) {
+                let place = if index < 0 { index + depth } else { index };
+                output[place as usize * op.inner + inner] = on;
             }
-        });
+        }
+    });
 }
 
 /// The order of the elements of a line.
@@ -76,6 +75,11 @@ pub(super) fn top_k(op: &TopK, call: &mut Call<'_>) -> Result<(), String> {
         return Err(missing());
     };
     with_number!(input.ty.data_type, top_k_of::<_>(op, &input, call))
+}
+
+/// Sorts places by what they hold, equal ones by their own order; compiled once for all types.
+fn sort(places: &mut [u32], order: &dyn Fn(u32, u32) -> Ordering) {
+    places.sort_unstable_by(|&a, &b| order(a, b).then(a.cmp(&b)));
 }
 
 fn top_k_of<T: Number>(op: &TopK, input: &Input<'_>, call: &mut Call<'_>) -> Result<(), String> {
@@ -91,12 +95,9 @@ fn top_k_of<T: Number>(op: &TopK, input: &Input<'_>, call: &mut Call<'_>) -> Res
         for (place, entry) in order.iter_mut().enumerate() {
             *entry = place as u32;
         }
-        order.sort_unstable_by(|&a, &b| {
-            let by_value = match op.largest {
-                true => element(b).order(element(a)),
-                false => element(a).order(element(b)),
-            };
-            by_value.then(a.cmp(&b))
+        sort(order, &|a, b| match op.largest {
+            true => element(b).order(element(a)),
+            false => element(a).order(element(b)),
         });
         for (rank, &place) in order[..op.k].iter().enumerate() {
             let to = (outer * op.k + rank) * op.inner + inner;

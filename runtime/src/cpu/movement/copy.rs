@@ -2,6 +2,7 @@
 
 use super::{GRAIN, missing};
 use crate::cpu::memory::{Call, Input};
+use crate::cpu::rows::fork;
 use crate::ops::movement::copy::{Axis, Copy, MAX_AXES, Origin, Part};
 use bytemuck::Pod;
 
@@ -88,7 +89,7 @@ fn share<T: Pod + Send + Sync>(mut piece: Piece, input: &[T], output: &mut [T]) 
     right.axes[0].size = axis.size - half;
     right.from = forward(piece.from, axis.from, half);
     let (first, second) = output.split_at_mut(half * axis.to);
-    rayon::join(|| share(left, input, first), || share(right, input, second));
+    fork(|| share(left, input, first), || share(right, input, second));
 }
 
 /// The place some steps further on.

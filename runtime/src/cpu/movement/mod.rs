@@ -4,12 +4,12 @@ mod copy;
 
 use super::Machine;
 use super::memory::{Call, Data, Input, Output};
+use super::rows::for_chunks;
 use crate::backend::StepContext;
 use crate::ops::movement::{Movement, Range, Trilu};
 use crate::tensor::TensorType;
 use bytemuck::Pod;
 use half::{bf16, f16};
-use rayon::prelude::*;
 use velora_graph::shapes::DataType;
 
 /// Elements below which a piece of work stays on one thread.
@@ -71,20 +71,18 @@ fn triangle<T: Pod + Send + Sync>(
         Data::Shared(_) => Some(input.elements::<T>()),
         Data::InOutput(_) => None,
     };
-    (output.elements::<T>().par_chunks_mut(columns).enumerate())
-        .with_min_len(GRAIN.div_ceil(columns))
-        .for_each(|(number, row)| {
-            if let Some(source) = source {
-                row.copy_from_slice(&source[number * columns..][..columns]);
-            }
-            // The first column on the diagonal, and the one behind it.
-            let first = ((number % op.rows) as i64).saturating_add(diagonal);
-            let clamp = |place: i64| place.clamp(0, columns as i64) as usize;
-            match op.upper {
-                true => row[..clamp(first)].fill(T::zeroed()),
-                false => row[clamp(first.saturating_add(1))..].fill(T::zeroed()),
-            }
-        });
+    for_chunks(output.elements::<T>(), columns, GRAIN, &|number, row| {
+        if let Some(source) = source {
+            row.copy_from_slice(&source[number * columns..][..columns]);
+        }
+        // The first column on the diagonal, and the one behind it.
+        let first = ((number % op.rows) as i64).saturating_add(diagonal);
+        let clamp = |place: i64| place.clamp(0, columns as i64) as usize;
+        match op.upper {
+            true => row[..clamp(first)].fill(T::zeroed()),
+            false => row[clamp(first.saturating_add(1))..].fill(T::zeroed()),
+        }
+    });
 }
 
 fn range(op: &Range, output: &mut Output<'_>) -> Result<(), String> {
@@ -113,7 +111,9 @@ fn range(op: &Range, output: &mut Output<'_>) -> Result<(), String> {
 }
 
 fn sequence<T: Pod + Send>(output: &mut Output<'_>, element: impl Fn(usize) -> T + Sync) {
-    (output.elements::<T>().par_iter_mut().enumerate())
-        .with_min_len(GRAIN)
-        .for_each(|(place, to)| *to = element(place));
+    for_chunks(output.elements::<T>(), GRAIN, GRAIN, &|number, chunk| {
+        for (place, to) in (number * GRAIN..).zip(chunk) {
+            *to = element(place);
+        }
+    });
 }

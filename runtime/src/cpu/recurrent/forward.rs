@@ -1,11 +1,10 @@
 //! A layer over all steps.
 
-use super::shared::{PARALLEL, apply_all, optional, required, take};
+use super::shared::{PARALLEL, apply_all, for_rows, optional, required, take};
 use crate::cpu::gemm::Problem;
 use crate::cpu::memory::{Call, Output};
 use crate::cpu::product::{self, Real, multiply};
 use crate::ops::recurrent::{Activation, Cell, Layer, Sizes};
-use rayon::prelude::*;
 
 /// Elements of scratch of the products of a layer.
 fn products<T: Real>(cell: Cell, sizes: Sizes) -> usize {
@@ -295,11 +294,14 @@ fn rows<T: Real>(
     let width = pass.cell.gates() * pass.hidden;
     let next_row = next_row.max(1);
     if one.len() * pass.cell.gates() >= PARALLEL {
-        (gates.par_chunks_mut(next_row))
-            .zip(one.par_chunks_mut(hidden))
-            .zip(other.par_chunks_mut(hidden))
-            .enumerate()
-            .for_each(|(b, ((gates, one), other))| row(b, &mut gates[..width], one, other));
+        for_rows(
+            (gates, next_row),
+            (one, hidden),
+            (other, hidden),
+            &|b, gates, one, other| {
+                row(b, &mut gates[..width], one, other);
+            },
+        );
     } else {
         (gates.chunks_mut(next_row))
             .zip(one.chunks_mut(hidden))

@@ -1,11 +1,10 @@
 //! The gradient of a GRU layer.
 
-use super::shared::{PARALLEL, Row, column_sums, optional, required, take};
+use super::shared::{PARALLEL, Row, column_sums, for_rows, optional, required, take};
 use crate::cpu::gemm::Problem;
 use crate::cpu::memory::Call;
 use crate::cpu::product::{self, Real, multiply};
 use crate::ops::recurrent::Sizes;
-use rayon::prelude::*;
 
 /// The products: of the states, the input and the weights.
 fn products(sizes: Sizes) -> [Problem; 9] {
@@ -112,10 +111,9 @@ pub(super) fn execute<T: Real>(
         };
         let parallel = da.len() >= PARALLEL;
         if parallel {
-            (da.par_chunks_mut(parts))
-                .zip(dh.par_chunks_mut(one))
-                .enumerate()
-                .for_each(first);
+            for_rows((da, parts), (dh, one), (&mut [], one), &|b, da, dh, _| {
+                first((b, (da, dh)));
+            });
         } else {
             (da.chunks_mut(parts))
                 .zip(dh.chunks_mut(one))
@@ -155,11 +153,9 @@ pub(super) fn execute<T: Real>(
             }
         };
         if parallel {
-            (da.par_chunks_mut(parts))
-                .zip(dh.par_chunks_mut(one))
-                .zip(extra.par_chunks_mut(one))
-                .enumerate()
-                .for_each(second);
+            for_rows((da, parts), (dh, one), (extra, one), &|b, da, dh, extra| {
+                second((b, ((da, dh), extra)));
+            });
         } else {
             (da.chunks_mut(parts))
                 .zip(dh.chunks_mut(one))

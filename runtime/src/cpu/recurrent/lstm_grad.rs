@@ -2,12 +2,11 @@
 //!
 //! As ONNX Runtime defines it: peepholes are not known, so that the paths through them are left out.
 
-use super::shared::{PARALLEL, Row, column_sums, optional, required, take};
+use super::shared::{PARALLEL, Row, column_sums, for_rows, optional, required, take};
 use crate::cpu::gemm::Problem;
 use crate::cpu::memory::Call;
 use crate::cpu::product::{self, Real, multiply};
 use crate::ops::recurrent::Sizes;
-use rayon::prelude::*;
 
 fn products(sizes: Sizes) -> [Problem; 5] {
     let Sizes {
@@ -95,11 +94,9 @@ pub(super) fn execute<T: Real>(sizes: Sizes, call: Call<'_>) -> Result<(), Strin
         let da = &mut da[t * batch * width..][..batch * width];
         let (one, parts) = (hidden.max(1), width.max(1));
         if da.len() >= PARALLEL {
-            (da.par_chunks_mut(parts))
-                .zip(dh.par_chunks_mut(one))
-                .zip(dc.par_chunks_mut(one))
-                .enumerate()
-                .for_each(row);
+            for_rows((da, parts), (dh, one), (dc, one), &|b, da, dh, dc| {
+                row((b, ((da, dh), dc)));
+            });
         } else {
             (da.chunks_mut(parts))
                 .zip(dh.chunks_mut(one))

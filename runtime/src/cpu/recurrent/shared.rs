@@ -2,8 +2,8 @@
 
 use crate::cpu::memory::Input;
 use crate::cpu::product::Real;
+use crate::cpu::rows::{RowsMut, for_blocks, for_chunks};
 use crate::ops::recurrent::Activation;
-use rayon::prelude::*;
 
 /// Gate elements of a step from which its rows are shared out among the threads.
 pub(super) const PARALLEL: usize = 1 << 12;
@@ -26,6 +26,27 @@ pub(super) fn take<'s, T>(scratch: &mut &'s mut [T], count: usize) -> &'s mut [T
     let (part, rest) = std::mem::take(scratch).split_at_mut(count);
     *scratch = rest;
     part
+}
+
+/// Calls a function for the rows of a step, side by side: its number, and its rows of three matrices,
+/// which come with the lengths of their rows.
+pub(super) fn for_rows<T: Real>(
+    first: (&mut [T], usize),
+    second: (&mut [T], usize),
+    third: (&mut [T], usize),
+    row: &(impl Fn(usize, &mut [T], &mut [T], &mut [T]) + Sync),
+) {
+    let rows = first.0.len().div_ceil(first.1.max(1));
+    let third = (!third.0.is_empty()).then(|| RowsMut::new(third.0, third.1));
+    let written = (
+        RowsMut::new(first.0, first.1),
+        RowsMut::new(second.0, second.1),
+        third,
+    );
+    for_blocks(0..rows, 1, written, &|range, (first, second, third)| {
+        let third = third.map_or(&mut [][..], |third| third.elements);
+        row(range.start, first.elements, second.elements, third);
+    });
 }
 
 /// Applies an activation to all elements.
@@ -100,17 +121,15 @@ fn apply<T: Real>(activation: Activation, x: T) -> T {
 /// Sums the rows of a matrix of `columns` columns, in order and in 64 bits.
 pub(super) fn column_sums<T: Real>(matrix: &[T], columns: usize, sums: &mut [T]) {
     const WIDE: usize = 64;
-    sums.par_chunks_mut(WIDE)
-        .enumerate()
-        .for_each(|(part, to)| {
-            let mut totals = [0.0; WIDE];
-            for row in matrix.chunks(columns.max(1)) {
-                for (total, element) in totals.iter_mut().zip(&row[part * WIDE..][..to.len()]) {
-                    *total += element.to_f64();
-                }
+    for_chunks(sums, WIDE, 1, &|part, to| {
+        let mut totals = [0.0; WIDE];
+        for row in matrix.chunks(columns.max(1)) {
+            for (total, element) in totals.iter_mut().zip(&row[part * WIDE..][..to.len()]) {
+                *total += element.to_f64();
             }
-            for (to, total) in to.iter_mut().zip(totals) {
-                *to = T::from_f64(total);
-            }
-        });
+        }
+        for (to, total) in to.iter_mut().zip(totals) {
+            *to = T::from_f64(total);
+        }
+    });
 }

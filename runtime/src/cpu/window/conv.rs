@@ -10,6 +10,7 @@ use crate::cpu::Machine;
 use crate::cpu::gemm::Problem;
 use crate::cpu::memory::Call;
 use crate::cpu::product::{self, Real, multiply};
+use crate::cpu::rows::for_chunks;
 use crate::ops::window::Conv;
 use rayon::prelude::*;
 
@@ -123,11 +124,9 @@ fn lay_out<T: Real>(conv: &Conv, x: &[T], start: usize, count: usize, columns: &
     };
     let columns = &mut columns[..conv.rows() * count];
     if columns.len() >= PARALLEL {
-        columns
-            .par_chunks_mut(count)
-            .with_min_len((PARALLEL / 4 / count.max(1)).max(1))
-            .enumerate()
-            .for_each(row);
+        for_chunks(columns, count, PARALLEL / 4, &|number, to| {
+            row((number, to))
+        });
     } else {
         columns.chunks_mut(count.max(1)).enumerate().for_each(row);
     }
@@ -221,7 +220,7 @@ pub(super) fn input<T: Real>(conv: &Conv, mut call: Call<'_>) -> Result<(), Stri
                     }
                 };
                 if rows * count >= PARALLEL {
-                    dx.par_chunks_mut(plane).enumerate().for_each(add);
+                    for_chunks(dx, plane, 1, &|channel, to| add((channel, to)));
                 } else {
                     dx.chunks_mut(plane).enumerate().for_each(add);
                 }
@@ -291,7 +290,11 @@ pub(super) fn channel_sum<T: Real>(
     };
     let db = db.elements::<T>();
     if dy.len() >= PARALLEL {
-        db.par_iter_mut().enumerate().for_each(sum);
+        for_chunks(db, 1, 1, &|channel, to| {
+            if let [to] = to {
+                sum((channel, to));
+            }
+        });
     } else {
         db.iter_mut().enumerate().for_each(sum);
     }

@@ -4,10 +4,10 @@ use super::PARALLEL;
 use super::columns::inside;
 use crate::cpu::memory::Call;
 use crate::cpu::product::Real;
+use crate::cpu::rows::{RowsMut, for_blocks, for_chunks};
 use crate::ops::window::{AXES, Geometry, Pool, Reduction};
 use bytemuck::Pod;
 use half::{bf16, f16};
-use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use velora_graph::shapes::DataType;
 
@@ -162,10 +162,11 @@ fn pooled<T: Element>(pool: &Pool, mut call: Call<'_>) -> Result<(), String> {
             });
         };
         if parallel {
-            (y.par_chunks_mut(positions))
-                .zip(indices.par_chunks_mut(positions))
-                .enumerate()
-                .for_each(body);
+            let planes = y.len().div_ceil(positions);
+            let written = (RowsMut::new(y, positions), RowsMut::new(indices, positions));
+            for_blocks(0..planes, 1, written, &|range, (y, indices)| {
+                body((range.start, (y.elements, indices.elements)));
+            });
         } else {
             (y.chunks_mut(positions))
                 .zip(indices.chunks_mut(positions))
@@ -191,7 +192,7 @@ fn pooled<T: Element>(pool: &Pool, mut call: Call<'_>) -> Result<(), String> {
         Reduction::Norm { p } => norm(&pool.geometry, f64::from(p), plane(number), y),
     };
     if parallel {
-        y.par_chunks_mut(positions).enumerate().for_each(body);
+        for_chunks(y, positions, 1, &|number, y| body((number, y)));
     } else {
         y.chunks_mut(positions).enumerate().for_each(body);
     }
@@ -369,7 +370,7 @@ pub(super) fn max_grad<T: Real>(
         }
     };
     if dx.len() >= PARALLEL {
-        dx.par_chunks_mut(size).enumerate().for_each(body);
+        for_chunks(dx, size, 1, &|number, dx| body((number, dx)));
     } else {
         dx.chunks_mut(size).enumerate().for_each(body);
     }
@@ -406,7 +407,7 @@ pub(super) fn average_grad<T: Real>(pool: &Pool, mut call: Call<'_>) -> Result<(
         });
     };
     if dx.len() >= PARALLEL {
-        dx.par_chunks_mut(size).enumerate().for_each(body);
+        for_chunks(dx, size, 1, &|number, dx| body((number, dx)));
     } else {
         dx.chunks_mut(size).enumerate().for_each(body);
     }

@@ -13,7 +13,7 @@ use velora_graph::shapes::DataType;
 
 /// An expression in the making: instructions are added one by one.
 ///
-/// Arithmetic on narrow floating-point types is done in 32 bits; [`Draft::round`] goes back.
+/// Arithmetic on narrow floating-point types is done in 32 bits; a conversion goes back.
 pub struct Draft {
     shape: Vec<usize>,
     inputs: Vec<TensorId>,

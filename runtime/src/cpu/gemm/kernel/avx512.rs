@@ -138,25 +138,6 @@ kernel!(
     _mm512_mask_storeu_ps,
     Some(interleave)
 );
-kernel!(
-    tile_f64,
-    dispatch_f64,
-    F64,
-    f64,
-    __m512d,
-    u8,
-    8,
-    _mm512_setzero_pd,
-    _mm512_loadu_pd,
-    _mm512_maskz_loadu_pd,
-    _mm512_set1_pd,
-    _mm512_mul_pd,
-    _mm512_fmadd_pd,
-    _mm512_storeu_pd,
-    _mm512_mask_storeu_pd,
-    None
-);
-
 /// Transposes sixteen vectors of sixteen elements.
 #[target_feature(enable = "avx512f")]
 #[inline]

@@ -98,9 +98,7 @@ pub fn f32() -> &'static Kernels<f32> {
 pub fn f64() -> &'static Kernels<f64> {
     #[cfg(target_arch = "x86_64")]
     {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            return &avx512::F64;
-        }
+        // None for AVX-512: layers in 64 bits are rare, and its many kernels take long to compile.
         if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
         {
             return &avx2::F64;

@@ -1,0 +1,9 @@
+//! The runtime on the graphs of `models/`, and what the rewrite makes of them: bits, bytes, allocations;
+//! and on random graphs, against differences in 64 bits.
+#![allow(clippy::unwrap_used)]
+
+mod allocations;
+mod bits;
+mod differences;
+mod footprint;
+mod graphs;
