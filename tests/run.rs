@@ -286,7 +286,7 @@ fn gradients_as_outputs_and_accumulators_train_alike() {
     let accumulators = place.run(&format!("models/ort/digits_mlp.onnx {settings} --save ort"));
     let (a, b) = (outputs.losses(), accumulators.losses());
     assert!(difference(&a, &b) < 1e-5, "{a:?} {b:?}");
-    assert!(a[19] < 0.9 * a[0], "{a:?}");
+    assert!(a[19] < a[0] - 0.05, "{a:?}");
     let (a, b) = (place.parameters("aot"), place.parameters("ort"));
     assert!(a.keys().eq(b.keys()));
     for (name, a) in &a {
@@ -354,7 +354,7 @@ fn an_optimizer_inside_the_graph_does_what_ours_does() {
     let outside = place.run(&format!("outside.onnx {settings} {ours}"));
     let (a, b) = (inside.losses(), outside.losses());
     assert!(difference(&a, &b) < 1e-6, "{a:?} {b:?}");
-    assert!(a[29] < 0.8 * a[0], "{a:?}");
+    assert!(a[29] < a[0] - 0.05, "{a:?}");
     let (a, b) = (place.parameters("inside"), place.parameters("outside"));
     for (name, b) in &b {
         let difference = difference(&a[name], b);
@@ -402,8 +402,8 @@ fn a_loss_that_is_no_number_names_step_and_place() {
     );
     let settings = "--data data --batch 10 --no-shuffle --steps 4";
     for (model, first) in [
-        ("models/aot/digits_mlp.onnx", "'node_addmm' (Gemm)"),
-        ("models/ort/digits_mlp.onnx", "'/fc1/Gemm' (Gemm)"),
+        ("models/aot/digits_mlp.onnx", "'node_addmm' (MatMul)"),
+        ("models/ort/digits_mlp.onnx", "'/fc1/Gemm' (MatMul)"),
     ] {
         let message = place.try_run(&format!("{model} {settings}")).err().unwrap();
         let expected = format!(
@@ -468,12 +468,23 @@ fn digits_mlp_of_onnx_runtime_learns() {
 #[test]
 fn several_plans_take_what_is_predicted() {
     let place = Place::new();
-    let settings = "--batch 100 --keep-last --steps 32 --eval-every 10";
+    let settings = format!("{DIGITS} --batch 100 --keep-last --steps 32");
     for model in ["models/aot/digits_mlp.onnx", "models/ort/digits_vit.onnx"] {
-        let outcome = place.run(&format!("{model} {DIGITS} {HELD_OUT} {settings}"));
+        let settings = format!("{model} {settings}");
+        let outcome = place.run(&format!(
+            "{settings} {HELD_OUT} --eval-every 10 --save with"
+        ));
         outcome.check_memory();
         assert_eq!(outcome.0["evaluations"].as_array().unwrap().len(), 3);
+        // Evaluation changes nothing.
+        place
+            .run(&format!("{settings} --save without"))
+            .check_memory();
+        assert!(place.bytes("with") == place.bytes("without"), "{model}");
     }
+    // A batch is never larger than the data.
+    let one = format!("models/aot/digits_mlp.onnx {DIGITS} --batch 5000 --keep-last --steps 2");
+    place.run(&one).check_memory();
 }
 
 #[test]
@@ -481,13 +492,13 @@ fn threads_change_nothing() {
     let place = Place::new();
     place.write_sentences("sentences", 16);
     for arguments in [
-        format!("models/aot/digits_vit.onnx {DIGITS} --batch 64 --clip 1 --seed 5"),
+        format!("models/aot/digits_vit.onnx {DIGITS} --batch 64 --clip 1"),
         "models/ort/bert_tiny_dropout.onnx --data sentences --init-params normal --batch 8"
             .to_owned(),
     ] {
         let arguments = format!("{arguments} --steps 6");
-        let one = place.run(&format!("{arguments} --threads 1 --save one"));
-        let two = place.run(&format!("{arguments} --threads 2 --save two"));
+        let one = place.run(&format!("{arguments} --seed 5 --threads 1 --save one"));
+        let two = place.run(&format!("{arguments} --seed 5 --threads 2 --save two"));
         assert_eq!(one.losses(), two.losses(), "{arguments}");
         assert!(place.bytes("one") == place.bytes("two"), "{arguments}");
         let other = place.run(&format!("{arguments} --seed 9"));
