@@ -215,6 +215,12 @@ pub fn start<'b>(
     }
     let mut evaluation = None;
     if let Some(data) = options.evaluation {
+        let absent = |position: &&usize| !data.arrays.contains_key(&names[**position]);
+        if let Some(&position) = bound.batch.iter().find(absent) {
+            let operand = plans.plans[0].inputs.get(position).and_then(Option::as_ref);
+            let expected = operand.map_or("data".to_owned(), |o| o.ty.to_string());
+            return Err(no_array(&names[position], expected, data).into());
+        }
         let held_out = samples(data, &bound, model);
         let size = bound.size.min(held_out.max(1));
         let (whole, last) = match resized(size, data) {
@@ -363,7 +369,7 @@ fn values(
             None => {
                 // Numbers of classes or tokens are no parameters: it is data that is missing.
                 if !kept.trained && !ty.data_type.is_float() {
-                    return Err(no_array(kept, options.data).into());
+                    return Err(no_array(&kept.name, ty.to_string(), options.data).into());
                 }
                 let value = graph
                     .inputs()
@@ -442,12 +448,12 @@ fn check_names(kept: &[Kept], given: &Dataset, notes: &mut Vec<String>) -> Resul
 }
 
 /// An input that data has nothing for.
-fn no_array(kept: &Kept, data: &Dataset) -> DataError {
+fn no_array(name: &str, expected: String, data: &Dataset) -> DataError {
     let arrays: Vec<String> = data.arrays.keys().cloned().collect();
     DataError::Missing {
         file: data.file.clone(),
-        input: kept.name.clone(),
-        expected: kept.operand.ty.to_string(),
+        input: name.to_owned(),
+        expected,
         found: list(&arrays),
     }
 }
