@@ -197,8 +197,9 @@ impl Pass for Pin<'_> {
         &[Property::NoDeadCode, Property::Scheduled]
     }
     fn run(&self, model: &Model) -> Result<Patch, PassError> {
-        let shapes = shapes(model, self.settings)?;
-        let sizes = assumed_sizes(model, &shapes);
-        Ok(pin::pin(&model.graph, &shapes, &sizes))
+        let sizes = assumed_sizes(model, &shapes(model, self.settings)?);
+        // Sizes that were given decide what is worth a pin; the file stays one for every size.
+        let open = Settings::default();
+        Ok(pin::pin(&model.graph, &shapes(model, &open)?, &sizes))
     }
 }
