@@ -14,11 +14,12 @@ pub const OPTIMIZER: Optimizer = Optimizer::AdamW {
     weight_decay: 0.1,
 };
 
-/// Original graphs and batch sizes whose arenas miss the target of 1.02, and the ratio that they stay
-/// below: the search for places finds no better ones. Open; an entry that is no longer needed fails.
-const ABOVE_TARGET: [(&str, i64, f64); 2] = [
-    ("aot/digits_vit", 3, 1.0202),
-    ("ort/vit_tiny_lora", 3, 1.0382),
+/// Graphs (whether rewritten) and batch sizes whose arenas miss the target of 1.02, and the ratio that
+/// they stay below: the search for places finds no better ones. Open; an entry that is no longer needed fails.
+const ABOVE_TARGET: [(&str, bool, i64, f64); 3] = [
+    ("aot/digits_vit", false, 3, 1.0202),
+    ("ort/vit_tiny_lora", false, 3, 1.0382),
+    ("ort/vit_tiny_lora", true, 3, 1.0511),
 ];
 
 /// The bytes of buffers that lie one behind the other.
@@ -84,9 +85,10 @@ fn check(graph: &Graph, cpu: &Cpu, batch: i64, unexpected: &mut Vec<String>) -> 
     );
     let ratio = plan.footprint.arena as f64 / plan.footprint.lower_bound as f64;
     let target = if graph.is_transformer() { 1.02 } else { 1.05 };
-    let plain = graph.rewritten.is_empty();
-    let open = (ABOVE_TARGET.iter())
-        .find(|(name, size, _)| plain && (*name, *size) == (&graph.name[..], batch));
+    let rewritten = !graph.rewritten.is_empty();
+    let open = (ABOVE_TARGET.iter()).find(|(name, again, size, _)| {
+        (*name, *again, *size) == (&graph.name[..], rewritten, batch)
+    });
     let expected = match open {
         Some((.., reached)) => target < ratio && ratio <= *reached,
         None => ratio <= target,
