@@ -28,7 +28,7 @@ def groups(runs):
 
 
 def digits(results):
-    panels, rows, memory = {}, [], []
+    panels, rows = {}, []
     for (model, variant), runs in groups(results["runs"]).items():
         accuracy = [100 * run["eval"]["accuracy"] for run in runs]
         last = [statistics.mean(run["losses"][-44:]) for run in runs]
@@ -36,7 +36,6 @@ def digits(results):
         rows.append(
             f"| `{model}` | {variant} | {spread(last, 4)} | {spread(held_out, 4)} | {spread(accuracy, 2)} |"
         )
-        memory.append(memory_row(model, variant, runs[0]))
         first = runs[0]
         points = [(step, scored["loss"]) for step, scored in first["evaluations"]]
         points.append((first["steps"], first["eval"]["loss"]))
@@ -48,14 +47,13 @@ def digits(results):
         "|---|---|---|---|---|",
         *rows,
         "",
-        *memory_head(),
-        *memory,
+        *memory(results["memory"]),
     ]
     return panels, table
 
 
 def text(results):
-    lines, rows, memory = [], [], []
+    lines, rows = [], []
     for run in results["runs"]:
         variant = run["variant"]
         scored = run["eval"]
@@ -65,7 +63,6 @@ def text(results):
             f"| {variant} | {run['losses'][0]:.4f} | {last:.4f} | {scored['loss']:.4f} "
             f"| {scored['perplexity']:.3f} | {bits:.3f} |"
         )
-        memory.append(memory_row(run["model"], variant, run))
         points = [(step, s["loss"]) for step, s in run["evaluations"]] + [(run["steps"], scored["loss"])]
         lines.append((variant, run["losses"], points))
     table = [
@@ -74,15 +71,15 @@ def text(results):
         "| graph | first loss | mean of the last 20 | held-out loss | held-out perplexity per byte | bits per byte |",
         "|---|---|---|---|---|---|",
         *rows,
-        "",
-        *memory_head(),
-        *memory,
     ]
     return {"aot/llama_256x4: training loss, held-out loss": lines}, table
 
 
 def time(results):
-    plain, rewritten = (results["seconds"][name] for name in ("plain", "rewritten"))
+    turns = {}
+    for run in results["memory"]:
+        turns.setdefault(run["variant"], []).append(run["seconds_per_step"])
+    plain, rewritten = turns["plain"], turns["rewritten"]
     ratios = [b / a for a, b in zip(plain, rewritten)]
     table = [
         "| turn | plain, s per step | rewritten | ratio |",
@@ -91,20 +88,22 @@ def time(results):
         "",
         f"Median of the ratios {statistics.median(ratios):.2f}, ratio of the least times "
         f"{min(rewritten) / min(plain):.2f}.",
+        "",
+        *memory(results["memory"][:2]),
     ]
     return None, table
 
 
-def memory_head():
-    return ["| model | graph | " + " | ".join(REGIONS) + " | predicted = measured |", "|---|---|" + "---|" * 7]
-
-
-def memory_row(model, variant, run):
+def memory(runs):
     """Bytes by region; the last column says whether every region's bytes were those of the plan."""
-    regions = run["memory"]
-    same = all(regions[name]["predicted"] == regions[name]["measured"] for name in REGIONS)
-    cells = [f"{regions[name]['measured']:,}" for name in REGIONS]
-    return f"| `{model}` | {variant} | " + " | ".join(cells) + f" | {'yes' if same else 'no'} |"
+    yield "| model | graph | " + " | ".join(REGIONS) + " | total | predicted = measured |"
+    yield "|---|---|" + "---|" * (len(REGIONS) + 2)
+    for run in runs:
+        regions = run["memory"]
+        same = all(regions[name]["predicted"] == regions[name]["measured"] for name in REGIONS)
+        measured = [regions[name]["measured"] for name in REGIONS]
+        cells = [f"{bytes_:,}" for bytes_ in [*measured, sum(measured)]]
+        yield f"| `{run['model']}` | {run['variant']} | " + " | ".join(cells) + f" | {'yes' if same else 'no'} |"
 
 
 def spread(values, digits):

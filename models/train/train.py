@@ -95,7 +95,7 @@ class Training:
         """What the tool wrote of a run."""
         result = json.loads(outcome.read_text())
         lines = [json.loads(line) for line in log.read_text().splitlines()]
-        kept = ("memory", "arena", "allocated_in_steps", "eval", "evaluations", "seconds_per_step", "steps")
+        kept = ("eval", "evaluations", "steps")
         return {
             "model": model,
             "variant": variant,
@@ -106,14 +106,23 @@ class Training:
 
     def digits(self):
         data = ["--data", "models/data/digits_train.npz", "--eval", "models/data/digits_test.npz"]
-        runs = []
+        runs, memory = [], []
         for model, (steps, seeds) in DIGITS.items():
             for variant in VARIANTS:
                 graph = self.graph(model, variant)
                 for seed in seeds:
                     arguments = [*data, *DIGITS_SETTINGS, "--steps", steps, "--eval-every", steps // 20]
                     runs.append(self.train(model, graph, variant, seed, arguments))
-        return {"runs": runs}
+                memory.append(self.memory(model, graph, variant, [*data[:2], *DIGITS_SETTINGS]))
+        return {"runs": runs, "memory": memory}
+
+    def memory(self, model, graph, variant, arguments):
+        """What training alone takes: with an evaluation, the figures are the most of both."""
+        outcome = self.work / "memory.json"
+        self.run(["run", graph, *arguments, "--steps", 6, "--threads", self.opt.threads, "--json", outcome, "--quiet"])
+        result = json.loads(outcome.read_text())
+        kept = ("memory", "arena", "allocated_in_steps", "seconds_per_step")
+        return {"model": model, "variant": variant, **{key: result[key] for key in kept}}
 
     def text(self):
         opt = self.opt
@@ -130,17 +139,14 @@ class Training:
         return {"runs": runs, "batch": opt.batch}
 
     def time(self):
-        """Seconds per step of both, by turns: the machine may be busier in one run than in the next."""
+        """Bytes, and seconds per step of both, by turns: the machine may be busier in one run than in the next."""
         train, _ = self.text_data()
-        seconds = {}
+        memory = []
         for _ in range(self.opt.turns):
             for variant in (PLAIN, REWRITTEN):
-                outcome = self.work / "time.json"
-                arguments = ["--data", train, "--batch", self.opt.batch, *TEXT_SETTINGS, "--steps", 6]
                 graph = self.graph(TEXT, variant)
-                self.run(["run", graph, *arguments, "--threads", self.opt.threads, "--json", outcome, "--quiet"])
-                seconds.setdefault(variant, []).append(json.loads(outcome.read_text())["seconds_per_step"])
-        return {"seconds": seconds}
+                memory.append(self.memory(TEXT, graph, variant, ["--data", train, "--batch", self.opt.batch, *TEXT_SETTINGS]))
+        return {"memory": memory}
 
     def text_data(self):
         """The files to train and to evaluate on; of the held-out sequences, the first few hundred."""
