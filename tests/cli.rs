@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 use regex::Regex;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -13,6 +14,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use velora_graph::onnx::write::write;
 use velora_graph::text::parse_model;
+use velora_runtime::data::safetensors;
+use velora_runtime::tensor::Tensor;
 
 const TOOL: &str = env!("CARGO_BIN_EXE_velora-opt");
 
@@ -123,6 +126,7 @@ fn prepare(dir: &Path, directive: &str, block: &str) -> Result<Option<&'static s
             let file = fs::File::create(at(name)).unwrap();
             file.set_len(number(length)? as u64).unwrap();
         }
+        ["tensors", name, arrays @ ..] => tensors(&at(name), arrays)?,
         ["truncate", name, from, length] => {
             let bytes = fs::read(at(from)).unwrap();
             let start = bytes.get(..number(length)?);
@@ -141,6 +145,35 @@ fn prepare(dir: &Path, directive: &str, block: &str) -> Result<Option<&'static s
         _ => return Err("no such directive, see tests/cli/README.md".to_owned()),
     }
     Ok(None)
+}
+
+/// Writes a safetensors file of arrays such as `x=float[4,64]`.
+fn tensors(path: &Path, arrays: &[&str]) -> Result<(), String> {
+    let mut made: Vec<(&str, Tensor)> = Vec::new();
+    for array in arrays {
+        let parts = (array.strip_suffix(']'))
+            .and_then(|array| array.split_once('='))
+            .and_then(|(name, ty)| Some((name, ty.split_once('[')?)));
+        let (name, (kind, sizes)) = parts.ok_or("expected NAME=TYPE[SIZES]")?;
+        let sizes = sizes.split(',').map(str::parse::<usize>);
+        let shape = sizes.collect::<Result<Vec<_>, _>>();
+        let shape = shape.map_err(|e| e.to_string())?;
+        let numbers = 0..shape.iter().product();
+        let tensor = match kind {
+            "float" => {
+                let numbers: Vec<f32> = numbers.map(|i: usize| (i % 8) as f32 / 8.0).collect();
+                Tensor::from_f32(&shape, &numbers)
+            }
+            "int64" => {
+                let numbers: Vec<i64> = numbers.map(|i: usize| (i % 2) as i64).collect();
+                Tensor::from_i64(&shape, &numbers)
+            }
+            _ => return Err(format!("no tensors of type {kind}")),
+        };
+        made.push((name, tensor));
+    }
+    let views = made.iter().map(|(name, tensor)| (*name, tensor.view()));
+    safetensors::write(path, &BTreeMap::new(), views).map_err(|e| e.to_string())
 }
 
 /// Bytes that look like nothing, the same each time (xorshift64).
@@ -266,9 +299,9 @@ fn quote(mark: &str, bytes: &[u8], dir: &Path, head: Option<usize>) -> String {
             &format!("\"tool_version\": \"{version}\""),
             "\"tool_version\": \"[VERSION]\"",
         );
-    let text = Regex::new(r"\b\d+\.\d{3} ms\b")
+    let text = Regex::new(r"\b\d+\.\d+ (ms|s per step)\b")
         .unwrap()
-        .replace_all(&text, "[TIME] ms");
+        .replace_all(&text, "[TIME] $1");
     let mut quoted = String::new();
     for line in text.lines().take(head.unwrap_or(usize::MAX)) {
         quoted += format!("{mark} {line}").trim_end();

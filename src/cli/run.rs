@@ -54,9 +54,9 @@ pub struct RunArguments {
           help_heading = "Training")]
     pub momentum: f64,
     /// Decay of the running means of adam and adamw
-    #[arg(long, value_name = "X,X", value_delimiter = ',', num_args = 2,
-          default_values_t = [0.9, 0.999], help_heading = "Training")]
-    pub betas: Vec<f64>,
+    #[arg(long, value_name = "X,X", default_value = "0.9,0.999", value_parser = betas,
+          help_heading = "Training")]
+    pub betas: [f64; 2],
     /// Weight decay [default: 0.01 for adamw, otherwise 0]
     #[arg(long, value_name = "X", value_parser = amount, help_heading = "Training")]
     pub weight_decay: Option<f64>,
@@ -65,7 +65,7 @@ pub struct RunArguments {
           value_parser = clap::value_parser!(u64).range(1..))]
     pub accumulate: u64,
     /// The greatest norm of all gradients together; longer ones are scaled down
-    #[arg(long, value_name = "X", value_parser = amount, help_heading = "Training")]
+    #[arg(long, value_name = "X", value_parser = above_zero, help_heading = "Training")]
     pub clip: Option<f64>,
     /// Values of parameters (safetensors or npz), in place of the model's defaults
     #[arg(long, value_name = "F", help_heading = "Parameters")]
@@ -99,7 +99,8 @@ pub struct RunArguments {
           help_heading = "Device")]
     pub device: Device,
     /// Threads of the CPU; 0 is one per core
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Device")]
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Device",
+          value_parser = threads)]
     pub threads: usize,
     /// Write the outcome as JSON (schema velora-run/1); `-` is standard output, without the table
     #[arg(long, value_name = "F", help_heading = "Output")]
@@ -157,7 +158,7 @@ pub enum Device {
 
 impl RunArguments {
     /// Options that write, and where to.
-    pub(super) fn outputs(&self) -> Vec<(&'static str, Option<PathBuf>)> {
+    pub fn outputs(&self) -> Vec<(&'static str, Option<PathBuf>)> {
         vec![
             ("--save", self.save.clone()),
             ("--checkpoint", self.checkpoint.clone()),
@@ -179,6 +180,30 @@ fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err("expected a whole number of at least 1".to_owned()),
+    }
+}
+
+/// Each thread has a stack of its own, so that a slip of the finger could take all memory.
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number <= 1024 => Ok(number),
+        _ => Err("expected a whole number up to 1024".to_owned()),
+    }
+}
+
+fn betas(text: &str) -> Result<[f64; 2], String> {
+    let fraction = |text: &str| finite(text).ok().filter(|x| (0.0..1.0).contains(x));
+    (text.split_once(','))
+        .and_then(|(first, second)| Some([fraction(first)?, fraction(second)?]))
+        .ok_or_else(|| {
+            "expected two numbers of at least 0 and below 1, with a comma between".to_owned()
+        })
+}
+
+fn above_zero(text: &str) -> Result<f64, String> {
+    match finite(text)? {
+        number if number > 0.0 => Ok(number),
+        _ => Err("expected a number above 0".to_owned()),
     }
 }
 

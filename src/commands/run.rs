@@ -12,7 +12,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use velora_graph::analysis::partition::Partition;
 use velora_graph::analysis::roles::roles;
-use velora_graph::onnx::write::replace;
+use velora_graph::inline::inline;
+use velora_graph::ir::Model;
+use velora_graph::onnx::write::{check_replaceable, replace};
 use velora_runtime::backend::{Backend, Observer};
 use velora_runtime::cpu::Cpu;
 use velora_runtime::data::batches::{Batches, Last};
@@ -36,7 +38,17 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     if arguments.device == Device::Cuda {
         bail!("--device cuda: this version has no CUDA backend; use --device cpu, or leave it out");
     }
-    let loaded = Loaded::read(&arguments.source)?;
+    check_outputs(arguments)?;
+    let mut loaded = Loaded::read(&arguments.source)?;
+    let functions = &loaded.model.shell.functions;
+    if functions
+        .iter()
+        .any(|function| function.domain() != "ai.velora")
+    {
+        // The runtime knows operators, not functions.
+        let inlined = inline(loaded.model.to_proto()).with_context(|| loaded.name.clone())?;
+        loaded.model = Model::from_proto(inlined).with_context(|| loaded.name.clone())?;
+    }
     let name = &loaded.name;
     let graph = &loaded.model.graph;
     let roles = roles(graph, &loaded.settings.hints).with_context(|| name.clone())?;
@@ -120,6 +132,20 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     deliver(arguments, &started, &trained)
 }
 
+/// Whether all outputs can be written: what is found only after the last step is found too late.
+fn check_outputs(arguments: &RunArguments) -> Result<()> {
+    for (option, path) in arguments.outputs() {
+        let Some(path) = path else { continue };
+        match (option, is_stream(&path)) {
+            // The log is opened before the first step, and may be a pipe or a device.
+            ("--log", _) | ("--json" | "--plan-json", true) => {}
+            (_, true) => bail!("{option} -: standard output cannot take it; name a file"),
+            (_, false) => check_replaceable(&path)?,
+        }
+    }
+    Ok(())
+}
+
 /// Trains to the last step, with evaluations and checkpoints on the way.
 fn train_loop(arguments: &RunArguments, started: &mut Started<'_>, steps: u64) -> Result<Outcome> {
     let mut log = Log::new(arguments)?;
@@ -197,11 +223,7 @@ fn evaluate(started: &mut Started<'_>) -> Result<Option<Scored>> {
 
 fn optimizer(arguments: &RunArguments) -> Optimizer {
     let decay = arguments.weight_decay;
-    let betas = match arguments.betas[..] {
-        [first, second] => [first, second],
-        // clap takes exactly two.
-        _ => [0.9, 0.999],
-    };
+    let betas = arguments.betas;
     match arguments.optimizer {
         OptimizerKind::Sgd => Optimizer::Sgd {
             momentum: arguments.momentum,

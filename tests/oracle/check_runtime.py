@@ -2,6 +2,7 @@
 """Check the runtime against ONNX Runtime: the loss and all gradients of every graph in models/.
 
     python check_runtime.py [BINARY] [--velora ../../target/release/velora-opt] [--graphs REGEX] [--jobs 2]
+                            [--tract BINARY]
 
 BINARY is velora-runtime's example `gradients`. Every graph, and what `velora-opt` makes of it in function
 form and inline, runs on the same inputs in both engines, at two sizes. Of a graph with its optimiser
@@ -10,7 +11,9 @@ inside, the updated parameters are compared in place of gradients.
 ONNX Runtime runs with its graph optimisations off and on one thread (with more, gradients of embeddings
 depend on a race). The tolerance of a tensor is how far it moves when every operator's result is moved by
 as much as a sum of its length may be rounded (`check_rewrite.rounding_noise`). Engines draw different
-dropout masks, so every ratio is set to 0 first. As in `run_all.py`, the Python that runs this decides
+dropout masks, so every ratio is set to 0 first. With --tract, the loss of every graph of standard
+operators is compared with that of tract-onnx as well (`tests/tract`), an engine that shares no code with
+ONNX Runtime. As in `run_all.py`, the Python that runs this decides
 which graphs.
 """
 
@@ -96,10 +99,45 @@ def run_ours(binary, path, feed, folder):
         return dict(results)
 
 
-def check_graph(binary, velora, path):
+def forward(model, feed):
+    """What the loss depends on, with all inputs constants; None where that is not standard operators.
+
+    tract ignores domains and functions, and would take another operator of the name for it."""
+    loss = model.graph.output[0]
+    needed, nodes = {loss.name}, []
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            nodes.insert(0, node)
+            needed |= set(node.input)
+    if model.functions or any(n.domain not in ("", "ai.onnx") for n in nodes):
+        return None
+    constants = [t for t in model.graph.initializer if t.name in needed]
+    given = {t.name for t in constants}
+    constants += [onnx.numpy_helper.from_array(feed[i.name], i.name) for i in model.graph.input
+                  if i.name in needed and i.name not in given]
+    graph = onnx.helper.make_graph(nodes, "forward", [], [loss], constants)
+    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def check_tract(tract, original, loss, folder):
+    """Failures, and error ÷ tolerance; nothing where tract cannot have the graph."""
+    model = forward(original.model, original.feed)
+    if model is None:
+        return [], None
+    path = os.path.join(folder, "forward.onnx")
+    onnx.save(model, path)
+    done = subprocess.run([tract, path], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return [f"tract: exit status {done.returncode}: {done.stderr.strip().splitlines()[0]}"], None
+    error = abs(float(done.stdout) - float(loss.reshape(())))
+    ratio = check_rewrite.ratio(np.float64(error), np.float64(original.noise[original.model.graph.output[0].name]))
+    return ([] if ratio <= 1 else [f"tract's loss is {float(done.stdout)}, ours {float(loss.reshape(()))}"]), ratio
+
+
+def check_graph(binary, velora, tract, path):
     """Lines to print, failures and tensors compared of one graph in all forms."""
     failures, compared, start = [], 0, time.monotonic()
-    ratios = []
+    ratios, by_tract = [], []
     with tempfile.TemporaryDirectory() as folder:
         plain = os.path.join(folder, "original.onnx")
         model = onnx.load(path)
@@ -133,12 +171,17 @@ def check_graph(binary, velora, path):
                     failures += [f"{at}: {w}" for w in wrong]
                     compared += len(found)
                     worst.append(ratio)
+                    if tract and what == "original":
+                        wrong, ratio = check_tract(tract, original, found["loss"], folder)
+                        failures += [f"{at}: {w}" for w in wrong]
+                        if ratio is not None:
+                            by_tract.append(f"{ratio:.2g}")
                 except Exception as error:  # ONNX Runtime's exceptions share no narrower base
                     failures.append(f"{at}: {type(error).__name__}: {error}")
             ratios.append("/".join(f"{w:.2g}" for w in worst))
     name = f"{path.parent.name}/{path.stem}"
     lines = [f"{name}: {compared} tensors, {len(failures)} failures; error / tolerance "
-             f"{' and '.join(ratios)}; {time.monotonic() - start:.0f} s"]
+             f"{' and '.join(ratios)}{'; tract ' if by_tract else ''}{' and '.join(by_tract)}; {time.monotonic() - start:.0f} s"]
     lines += [f"  FAILED {name} {f}" for f in failures[:run_all.SHOWN]]
     if len(failures) > run_all.SHOWN:
         lines.append(f"  FAILED {name}: and {len(failures) - run_all.SHOWN} more")
@@ -150,13 +193,14 @@ def main():
     release = run_all.ROOT / "target/release"
     cli.add_argument("binary", nargs="?", default=str(release / "examples/gradients"))
     cli.add_argument("--velora", default=str(release / "velora-opt"))
+    cli.add_argument("--tract", help="the binary of tests/tract")
     cli.add_argument("--graphs", default="", help="only graphs whose folder/name this matches")
     cli.add_argument("--jobs", type=int, default=2)
     opt = cli.parse_args()
     graphs = run_all.graphs(opt.graphs)
     failures = compared = 0
     with concurrent.futures.ProcessPoolExecutor(opt.jobs, max_tasks_per_child=1) as pool:
-        for job in [pool.submit(check_graph, opt.binary, opt.velora, p) for p in graphs]:
+        for job in [pool.submit(check_graph, opt.binary, opt.velora, opt.tract, p) for p in graphs]:
             lines, failed, tensors = job.result()
             print("\n".join(lines), flush=True)
             failures, compared = failures + failed, compared + tensors

@@ -51,16 +51,33 @@ pub fn replace(
         path: path.to_path_buf(),
         source,
     };
+    // Removes itself when dropped on an error below.
+    let mut file = temporary(path)?;
+    content(file.as_file_mut()).map_err(io_error)?;
+    file.as_file().sync_all().map_err(io_error)?;
+    file.persist(path).map_err(|error| io_error(error.error))?;
+    // The file is in place; a file system that cannot sync folders does not make it less so.
+    let _ = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
+    Ok(())
+}
+
+/// Whether [`replace`] could write a file now, for those who have long work to do before they write.
+///
+/// # Errors
+/// What [`replace`] would say; nothing is left behind.
+pub fn check_replaceable(path: &Path) -> Result<(), FileError> {
+    temporary(path).map(drop)
+}
+
+/// A new file beside `path`, which removes itself unless it is renamed.
+fn temporary(path: &Path) -> Result<tempfile::NamedTempFile, FileError> {
     // Renaming onto a device or a pipe would replace it.
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         return Err(FileError::NotAFile {
             path: path.to_path_buf(),
         });
     }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     if !folder.is_dir() {
         return Err(FileError::NoFolder {
             path: path.to_path_buf(),
@@ -75,15 +92,19 @@ pub fn replace(
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    // Removes itself when dropped on an error below.
-    let made = builder.tempfile_in(folder);
-    let mut file = made.map_err(|error| io_error(without_temporary_name(error)))?;
-    content(file.as_file_mut()).map_err(io_error)?;
-    file.as_file().sync_all().map_err(io_error)?;
-    file.persist(path).map_err(|error| io_error(error.error))?;
-    // The file is in place; a file system that cannot sync folders does not make it less so.
-    let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    Ok(())
+    builder.tempfile_in(folder).map_err(|error| FileError::Io {
+        action: "write",
+        path: path.to_path_buf(),
+        source: without_temporary_name(error),
+    })
+}
+
+/// The folder of a file, `.` for a bare name.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// The system's message without the temporary file's name, which says nothing and is never the same.

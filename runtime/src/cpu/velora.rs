@@ -182,6 +182,10 @@ where
     }
 }
 
+#[expect(
+    clippy::type_complexity,
+    reason = "what is dispatched by instruction set takes its arguments as one tuple"
+)]
 #[inline(always)]
 fn repeat<T: Number>(
     (op, scale, p, v, features, y): (

@@ -23,13 +23,13 @@ pub const FAMILY: Family = Family {
 /// thought to be filled up with zeros, and may be empty.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Velora {
-    /// The product of every sub-token with a direction. Inputs: X [rows, features], v [M]; output:
+    /// The product of every sub-token with a direction. Inputs: X [rows, features], v `[M]`; output:
     /// z [rows, groups].
     Compress(SubTokens),
     /// The mean of all sub-tokens, normalised; even where its norm is below the least normal number.
-    /// Input: X [rows, features]; output: v [M].
+    /// Input: X [rows, features]; output: v `[M]`.
     MeanDirection(SubTokens),
-    /// Multiples of a direction, one for every sub-token of a row. Inputs: p [rows, groups], v [M];
+    /// Multiples of a direction, one for every sub-token of a row. Inputs: p [rows, groups], v `[M]`;
     /// output [rows, features]: `scale · v[m] · p[r, g]` at g · M + m.
     Spread {
         /// The sizes.
@@ -37,7 +37,7 @@ pub enum Velora {
         /// The factor of v.
         scale: f32,
     },
-    /// Multiples of rows, one for every entry of a direction. Inputs: p [groups, rows], v [M]; output
+    /// Multiples of rows, one for every entry of a direction. Inputs: p [groups, rows], v `[M]`; output
     /// [features, rows]: `scale · v[m] · p[g, r]` in row g · M + m.
     Repeat {
         /// The sizes.

@@ -132,8 +132,14 @@ pub fn bind(
         let Some(sizes) = sizes_of(&array.shape, dims.len(), size) else {
             return Err(refuse("the input has more axes than the array".to_owned()));
         };
-        for (dim, wanted) in dims.iter().zip(sizes) {
-            fit(dim, wanted, &mut bound.sizes).map_err(refuse)?;
+        let joined = array.shape.len() != dims.len();
+        for (axis, (dim, wanted)) in dims.iter().zip(sizes).enumerate() {
+            // Of an axis that samples are joined along, the batch is only a part.
+            let from = match axis == 0 && !joined {
+                true => "the batch has",
+                false => "the data has",
+            };
+            fit(dim, wanted, from, &mut bound.sizes).map_err(refuse)?;
         }
     }
     Ok(bound)
@@ -149,13 +155,16 @@ fn sizes_of(array: &[usize], axes: usize, size: usize) -> Option<Vec<i64>> {
 }
 
 /// Makes a dimension have a size.
-fn fit(dim: &Dim, wanted: i64, sizes: &mut BTreeMap<Arc<str>, i64>) -> Result<(), String> {
+fn fit(
+    dim: &Dim,
+    wanted: i64,
+    from: &str,
+    sizes: &mut BTreeMap<Arc<str>, i64>,
+) -> Result<(), String> {
     if let Some(value) = dim.as_const() {
         return match value == wanted {
             true => Ok(()),
-            false => Err(format!(
-                "the graph's size is {value}, and the data's {wanted}"
-            )),
+            false => Err(format!("the graph has {value} there, and {from} {wanted}")),
         };
     }
     for symbol in dim.symbols() {

@@ -12,7 +12,7 @@ use crate::plan::Plan;
 use crate::tensor::{Tensor, TensorType};
 use crate::training::{Gradients, Signature};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
 use velora_graph::analysis::partition::Partition;
@@ -63,12 +63,39 @@ pub enum StartError {
     Init(#[from] InitError),
     /// Parameters without a value.
     #[error(
-        "no value for {}: the file has no default for {}; give them with --params, or draw them with \
-         --init-params", .names.join(", "), if .names.len() == 1 { "it" } else { "them" }
+        "no value for {}: the file has no default for {}; give {1} with --params, or draw {1} with \
+         --init-params", list(.names), if .names.len() == 1 { "it" } else { "them" }
     )]
     Values {
         /// Their names.
         names: Vec<String>,
+    },
+    /// Gradients were to be accumulated or clipped, but do not come out of the graph.
+    #[error(
+        "the graph updates its parameters itself, so that its gradients can neither be accumulated nor \
+         clipped; leave out --accumulate and --clip"
+    )]
+    Inside,
+    /// A default that cannot be read.
+    #[error("the default of parameter '{name}': {problem}")]
+    Default {
+        /// The parameter.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Values for other parameters.
+    #[error(
+        "{}: no array is named after a parameter of the graph; the file has {}, and the parameters \
+         are {}", file.display(), list(.arrays), list(.parameters)
+    )]
+    NoParameter {
+        /// The file.
+        file: PathBuf,
+        /// Its arrays.
+        arrays: Vec<String>,
+        /// The graph's parameters.
+        parameters: Vec<String>,
     },
     /// A value of another type.
     #[error("{source_name}: '{name}' is {found}, and the graph's parameter is {expected}")]
@@ -82,6 +109,20 @@ pub enum StartError {
         /// The value's type.
         found: String,
     },
+}
+
+/// Some names in a line.
+fn list(names: &[String]) -> String {
+    const SHOWN: usize = 6;
+    let shown: Vec<String> = (names.iter().take(SHOWN))
+        .map(|name| format!("'{name}'"))
+        .collect();
+    let shown = shown.join(", ");
+    match names.len().checked_sub(SHOWN) {
+        _ if names.is_empty() => "none".to_owned(),
+        None | Some(0) => shown,
+        Some(more) => format!("{shown} and {more} more"),
+    }
 }
 
 /// A session and its evaluation.
@@ -116,23 +157,31 @@ pub fn start<'b>(
     let names: Vec<String> = (graph.inputs().iter())
         .map(|&value| graph.value(value).name.clone())
         .collect();
-    let bound = bind(
+    let resized =
+        |size: usize, data: &Dataset| bind(model, &signature, data, Some(size), options.sizes);
+    let mut bound = bind(
         model,
         &signature,
         options.data,
         options.batch,
         options.sizes,
     )?;
-    let mut settings = options.settings;
+    let total = samples(options.data, &bound, model);
+    if options.last == Last::Keep && total > 0 && total < bound.size {
+        // Each batch is the smaller one.
+        bound = resized(total, options.data)?;
+    }
+    let mut settings = options.settings.clone();
     let mut notes = Vec::new();
     if !signature.updated.is_empty() {
+        if settings.accumulate > 1 || settings.clip.is_some() {
+            return Err(StartError::Inside);
+        }
         notes.push(
             "the graph updates its parameters itself: its optimiser and learning rate are used"
                 .to_owned(),
         );
         settings.optimizer = None;
-        settings.accumulate = 1;
-        settings.clip = None;
     }
     let common = Common {
         model,
@@ -145,7 +194,6 @@ pub fn start<'b>(
         },
         state: settings.optimizer.map_or(0, |o| o.state().len()),
     };
-    let total = samples(options.data, &bound, model);
     let mut plans = Plans::default();
     plans.add(&common, &bound, Purpose::Train, backend)?;
     let batches = inputs(&plans.plans[0], &bound, &names, options.data, |inputs| {
@@ -156,8 +204,6 @@ pub fn start<'b>(
         };
         Batches::new(options.data, inputs, settings)
     })?;
-    let resized =
-        |size: usize, data: &Dataset| bind(model, &signature, data, Some(size), options.sizes);
     let rest = total % bound.size;
     if options.last == Last::Keep && rest > 0 {
         plans.add(
@@ -169,6 +215,12 @@ pub fn start<'b>(
     }
     let mut evaluation = None;
     if let Some(data) = options.evaluation {
+        let absent = |position: &&usize| !data.arrays.contains_key(&names[**position]);
+        if let Some(&position) = bound.batch.iter().find(absent) {
+            let operand = plans.plans[0].inputs.get(position).and_then(Option::as_ref);
+            let expected = operand.map_or("data".to_owned(), |o| o.ty.to_string());
+            return Err(no_array(&names[position], expected, data).into());
+        }
         let held_out = samples(data, &bound, model);
         let size = bound.size.min(held_out.max(1));
         let (whole, last) = match resized(size, data) {
@@ -181,9 +233,13 @@ pub fn start<'b>(
         let rest = held_out % whole.size;
         let mut last = last;
         if last == Last::Keep && rest > 0 {
-            match resized(rest, data) {
-                Ok(smaller) => plans.add(&common, &smaller, Purpose::Evaluate, backend)?,
-                Err(_) => last = Last::Drop,
+            // Inside the graph, too, a size may be fixed.
+            let smaller = resized(rest, data).map_err(StartError::from);
+            let added = smaller.and_then(|smaller| {
+                Ok(plans.add(&common, &smaller, Purpose::Evaluate, backend)?)
+            });
+            if added.is_err() {
+                last = Last::Drop;
             }
         }
         if last == Last::Drop && rest > 0 {
@@ -203,14 +259,7 @@ pub fn start<'b>(
     }
     let Plans { plans, ports } = plans;
     let kept = kept(&plans[0], &names, &bound);
-    let values = values(
-        model,
-        &kept,
-        &options.parameters,
-        options.init,
-        settings.seed,
-        options.folder,
-    )?;
+    let values = values(model, &kept, &options, settings.seed, &mut notes)?;
     let labels = labels(&ports[0], &bound, &names);
     let is_text = (ports[0].batch.iter().flatten())
         .any(|operand| !operand.ty.data_type.is_float() && operand.ty.shape.len() > 1);
@@ -293,69 +342,120 @@ fn inputs(
 fn values(
     model: &Model,
     kept: &[Kept],
-    parameters: &Option<&Dataset>,
-    init: Option<Scheme>,
+    options: &Options<'_>,
     seed: u64,
-    folder: Option<&Path>,
+    notes: &mut Vec<String>,
 ) -> Result<Vec<Tensor>, StartError> {
     let graph = &model.graph;
+    if let Some(given) = options.parameters {
+        check_names(kept, given, notes)?;
+    }
     let mut missing = Vec::new();
     let mut values = Vec::new();
     for kept in kept {
         let ty = &kept.operand.ty;
-        let given = parameters.and_then(|data| {
-            let tensor = data.arrays.get(&kept.name)?;
-            Some((data.file.display().to_string(), tensor.clone()))
-        });
-        let default = || {
-            let proto = graph
-                .initializers()
-                .iter()
-                .find(|t| t.name() == kept.name)?;
-            let tensor = constants::from_proto(proto, folder).ok()?;
-            Some(("the model's default".to_owned(), tensor))
-        };
-        let value = match given.or_else(default) {
-            Some((source_name, tensor)) => {
-                let found = TensorType::new(tensor.data_type, tensor.shape.clone());
-                if found != *ty {
-                    return Err(StartError::Value {
-                        source_name,
-                        name: kept.name.clone(),
-                        expected: ty.to_string(),
-                        found: found.to_string(),
-                    });
-                }
-                tensor
+        let (source_name, value) = match given(model, kept, options)? {
+            Some(found) => found,
+            None if kept.is_state => {
+                let bytes = vec![0; ty.bytes()].into();
+                let (data_type, shape) = (ty.data_type, ty.shape.clone());
+                values.push(Tensor {
+                    data_type,
+                    shape,
+                    bytes,
+                });
+                continue;
             }
-            None if kept.is_state => Tensor {
-                data_type: ty.data_type,
-                shape: ty.shape.clone(),
-                bytes: vec![0; ty.bytes()].into(),
-            },
             None => {
+                // Numbers of classes or tokens are no parameters: it is data that is missing.
+                if !kept.trained && !ty.data_type.is_float() {
+                    return Err(no_array(&kept.name, ty.to_string(), options.data).into());
+                }
                 let value = graph
                     .inputs()
                     .iter()
                     .find(|&&v| graph.value(v).name == kept.name);
-                match (init, value) {
+                match (options.init, value) {
                     (Some(scheme), Some(&value)) => {
                         let from = distribution(scheme, graph, value, &ty.shape);
-                        draw(from, seed, &kept.name, ty.data_type, &ty.shape)?
+                        values.push(draw(from, seed, &kept.name, ty.data_type, &ty.shape)?);
                     }
-                    _ => {
-                        missing.push(kept.name.clone());
-                        continue;
-                    }
+                    _ => missing.push(kept.name.clone()),
                 }
+                continue;
             }
         };
+        let found = TensorType::new(value.data_type, value.shape.clone());
+        if found != *ty {
+            return Err(StartError::Value {
+                source_name,
+                name: kept.name.clone(),
+                expected: ty.to_string(),
+                found: found.to_string(),
+            });
+        }
         values.push(value);
     }
-    if !missing.is_empty() {
-        return Err(StartError::Values { names: missing });
+    match missing.is_empty() {
+        true => Ok(values),
+        false => Err(StartError::Values { names: missing }),
     }
-    Ok(values)
+}
+
+/// A parameter's value, and where it is from: the user's file, or the model's default.
+fn given(
+    model: &Model,
+    kept: &Kept,
+    options: &Options<'_>,
+) -> Result<Option<(String, Tensor)>, StartError> {
+    if let Some(data) = options.parameters
+        && let Some(tensor) = data.arrays.get(&kept.name)
+    {
+        return Ok(Some((data.file.display().to_string(), tensor.clone())));
+    }
+    let mut defaults = model.graph.initializers().iter();
+    let Some(proto) = defaults.find(|t| t.name() == kept.name) else {
+        return Ok(None);
+    };
+    let tensor = constants::from_proto(proto, options.folder);
+    let tensor = tensor.map_err(|problem| StartError::Default {
+        name: kept.name.clone(),
+        problem: problem.to_string(),
+    })?;
+    Ok(Some(("the model's default".to_owned(), tensor)))
+}
+
+/// Whether a file of parameters is one for this graph.
+fn check_names(kept: &[Kept], given: &Dataset, notes: &mut Vec<String>) -> Result<(), StartError> {
+    let known = |name: &String| kept.iter().any(|kept| kept.name == *name);
+    let arrays: Vec<String> = given.arrays.keys().cloned().collect();
+    let unknown: Vec<String> = arrays.iter().filter(|name| !known(name)).cloned().collect();
+    if unknown.len() == arrays.len() {
+        return Err(StartError::NoParameter {
+            file: given.file.clone(),
+            arrays,
+            parameters: kept.iter().map(|kept| kept.name.clone()).collect(),
+        });
+    }
+    if !unknown.is_empty() {
+        notes.push(format!(
+            "{}: the graph has no parameter {}",
+            given.file.display(),
+            list(&unknown)
+        ));
+    }
+    Ok(())
+}
+
+/// An input that data has nothing for.
+fn no_array(name: &str, expected: String, data: &Dataset) -> DataError {
+    let arrays: Vec<String> = data.arrays.keys().cloned().collect();
+    DataError::Missing {
+        file: data.file.clone(),
+        input: name.to_owned(),
+        expected,
+        found: list(&arrays),
+    }
 }
 
 /// The input with the labels: the only one with an integer for every row of logits, or of several the

@@ -100,7 +100,7 @@ pub struct Session<'b> {
     settings: Settings,
     /// Finished steps of the optimiser.
     step: u64,
-    /// By region: the most bytes that a plan gives it, of the plans that were selected so far.
+    /// By region: the most bytes that a plan selected so far gives it.
     planned: [usize; 6],
 }
 
@@ -115,6 +115,7 @@ impl<'b> Session<'b> {
     ) -> Self {
         let planned = Region::ALL.map(|region| executable.plan().bytes(region));
         Session {
+            planned,
             executable,
             ports,
             selected: 0,
@@ -122,7 +123,6 @@ impl<'b> Session<'b> {
             batches,
             settings,
             step: 0,
-            planned,
         }
     }
 
@@ -141,13 +141,12 @@ impl<'b> Session<'b> {
         &self.batches
     }
 
-    /// The plan of a whole training batch.
+    /// The selected plan: that of a whole training batch until another was needed.
     pub fn plan(&self) -> &Plan {
         self.executable.plan()
     }
 
-    /// By region: the bytes that the plans give it, and those that executions have touched. Both are the
-    /// most of training and of evaluation, as far as they have run.
+    /// By region: the bytes that the plans used so far give it, and those that steps have touched.
     pub fn memory(&self) -> [(Region, usize, usize); 6] {
         let touched = self.executable.touched();
         let mut number = 0;
@@ -260,8 +259,8 @@ impl<'b> Session<'b> {
         self.executable.select(number);
         self.selected = number;
         let plan = self.executable.plan();
-        for (planned, region) in self.planned.iter_mut().zip(Region::ALL) {
-            *planned = plan.bytes(region).max(*planned);
+        for (most, region) in self.planned.iter_mut().zip(Region::ALL) {
+            *most = (*most).max(plan.bytes(region));
         }
         Ok(())
     }

@@ -244,6 +244,10 @@ struct Channel {
     across: f64,
 }
 
+#[expect(
+    clippy::type_complexity,
+    reason = "what is dispatched by instruction set takes its arguments as one tuple"
+)]
 #[inline(always)]
 fn channel_sums<T: Number>(
     (op, dy, x, channel, (mean, inverse)): (&Batch, &[T], &[T], usize, (T::Lane, T::Lane)),

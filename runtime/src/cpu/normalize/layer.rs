@@ -244,6 +244,10 @@ struct Given<'a, T, S> {
 
 /// With x̂ the normalised input and g = dY · scale: dX = inverse (g - mean(g) - x̂ mean(g x̂)), where
 /// mean(g) is left out without a centre; dScale = Σ dY x̂ and dBias = Σ dY over the rows.
+#[expect(
+    clippy::type_complexity,
+    reason = "what is dispatched by instruction set takes its arguments as one tuple"
+)]
 #[inline(always)]
 fn grad_block<T: Number, S: Number, const INVERTED: bool>(
     (given, rows, mut dx, scales, biases): (

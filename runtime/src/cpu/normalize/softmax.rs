@@ -162,6 +162,10 @@ where
 }
 
 /// dX = Y (dY - Σ dY Y), or for logarithms dY - e^Y Σ dY.
+#[expect(
+    clippy::type_complexity,
+    reason = "what is dispatched by instruction set takes its arguments as one tuple"
+)]
 #[inline(always)]
 fn grad_matrices<T: Number>(
     (op, (dy, y), first, dx): (&Softmax, (Read<'_, T>, Read<'_, T>), usize, &mut [T]),
