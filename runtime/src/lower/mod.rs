@@ -289,7 +289,7 @@ impl Lowering<'_> {
         value.map(|value| self.tensor(value)).transpose()
     }
 
-    /// Where a `Transpose` makes the tensor that a node reads at a place: what it transposes, and by
+    /// Where `Transpose`s make the tensor that a node reads at a place: what they transpose, and by
     /// which permutation (axis `i` of the result is axis `permutation[i]` of the source).
     ///
     /// # Errors
@@ -300,16 +300,31 @@ impl Lowering<'_> {
         slot: usize,
     ) -> Result<Option<(TensorId, Vec<usize>)>, Refusal> {
         let graph = &self.model.graph;
-        let value = node.inputs.get(slot).copied().flatten();
-        let Some(producer) = value.and_then(|value| graph.producer(unpinned(graph, value))) else {
+        let Some(mut value) = node.inputs.get(slot).copied().flatten() else {
             return Ok(None);
         };
-        let producer = graph.node(producer);
-        if (producer.domain(), producer.op()) != ("", "Transpose") {
+        // Exporters transpose a weight for the forward product, and that again for the backward one.
+        let mut transposes = Vec::new();
+        loop {
+            value = unpinned(graph, value);
+            let producer = graph.producer(value).map(|id| graph.node(id));
+            match producer.map(|node| (node, node.domain(), node.op(), node.inputs.first())) {
+                Some((node, "", "Transpose", Some(&Some(source)))) => {
+                    transposes.push(node);
+                    value = source;
+                }
+                _ => break,
+            }
+        }
+        if transposes.is_empty() {
             return Ok(None);
         }
-        let tensor = self.input(producer, 0)?;
-        let permutation = self.permutation(producer, tensor)?;
+        let tensor = self.tensor(value)?;
+        let mut permutation: Vec<usize> = (0..self.ty(tensor).shape.len()).collect();
+        for node in transposes.into_iter().rev() {
+            let axes = self.permutation(node, tensor)?;
+            permutation = axes.into_iter().map(|axis| permutation[axis]).collect();
+        }
         Ok(Some((tensor, permutation)))
     }
 
