@@ -1,10 +1,10 @@
 //! One evaluation of a graph: inputs in, outputs out.
 
 use crate::backend::{Backend, Fault, StepContext};
-use crate::lower::{LowerError, Request, lower};
+use crate::lower::{LowerError, Request, constants, lower};
 use crate::plan::fuse::fuse;
 use crate::plan::{PlanError, build};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, TensorType};
 use std::collections::BTreeMap;
 use thiserror::Error;
 use velora_graph::ir::Model;
@@ -55,17 +55,13 @@ pub fn evaluate(
             continue;
         };
         let name = &graph.value(value).name;
-        let default = || {
-            let proto = (graph.initializers().iter()).find(|tensor| tensor.name() == name)?;
-            crate::lower::constants::from_proto(proto, request.folder).ok()
-        };
+        let default = || constants::default(graph, name, request.folder)?.ok();
         let tensor = inputs.get(name).cloned().or_else(default);
         let fits = |t: &Tensor| t.data_type == operand.ty.data_type && t.shape == operand.ty.shape;
         match tensor {
             Some(tensor) if fits(&tensor) => executable.write(operand.buffer, &tensor.bytes),
             tensor => {
-                let found = tensor
-                    .map(|t| crate::tensor::TensorType::new(t.data_type, t.shape).to_string());
+                let found = tensor.map(|t| TensorType::new(t.data_type, t.shape).to_string());
                 return Err(EvaluateError::Input {
                     name: name.clone(),
                     expected: operand.ty.to_string(),

@@ -79,6 +79,8 @@ pub struct Program {
     pub trained: Vec<Trained>,
     /// New values written over inputs that the graph updates itself.
     pub carried: Vec<TensorId>,
+    /// The flag (`bool[1]`) that starts the sums of gradients anew, where there are any.
+    pub reset: Option<TensorId>,
 }
 
 /// A trained parameter.

@@ -29,8 +29,6 @@ pub struct Signature {
     /// Inputs that the graph updates itself, and the outputs with their new values: a graph with the
     /// optimiser inside has them in place of gradients.
     pub updated: Vec<(usize, usize)>,
-    /// The input that tells accumulators to start anew.
-    pub reset: Option<usize>,
     /// All other inputs: the batch, and parameters that are not trained.
     pub others: Vec<usize>,
 }
@@ -66,7 +64,6 @@ impl Signature {
             logits: { graph.outputs().iter() }.position(|&v| graph.value(v).name == "logits"),
             trained: Vec::new(),
             updated: Vec::new(),
-            reset: None,
             others: Vec::new(),
         };
         let mut taken = BTreeSet::new();
@@ -84,10 +81,8 @@ impl Signature {
             };
             let buffer = read(0);
             taken.extend(buffer);
-            if let Some(flag) = read(2) {
-                signature.reset = Some(flag);
-                taken.insert(flag);
-            }
+            // The flag that tells the accumulator to start anew.
+            taken.extend(read(2));
             signature.trained.push(Parameter {
                 input: from,
                 output: to,
@@ -135,7 +130,7 @@ fn updates(graph: &Graph, parameter: ValueId, output: ValueId) -> bool {
 pub enum Gradients {
     /// Each step's gradients are written where the optimiser reads them.
     Fresh,
-    /// Gradients of several steps are summed up; the input that [`Wired::reset`] names says when a sum
+    /// Gradients of several steps are summed up; the flag [`Program::reset`] says when a sum
     /// starts anew.
     Summed,
 }
@@ -145,8 +140,6 @@ pub enum Gradients {
 pub struct Wired {
     /// The program.
     pub program: Program,
-    /// The flag (`bool[1]`) that starts the sums of gradients anew, where there are any.
-    pub reset: Option<TensorId>,
     /// The loss.
     pub loss: TensorId,
     /// The logits, where the graph gives them.
@@ -164,7 +157,7 @@ impl Wired {
             program.trained[number].gradient = program.add("gradient", ty, kept);
         }
         program.carried.clear();
-        self.reset = None;
+        program.reset = None;
         program.drop_dead();
         program.drop_unread_inputs();
     }
@@ -200,7 +193,6 @@ pub fn wire(
     let mut results = vec![loss];
     results.extend(logits.filter(|&l| l != loss));
     program.outputs = results;
-    let mut reset = None;
     for parameter in &signature.trained {
         program.input_regions[parameter.input] = Region::Parameters;
         let name = graph.value(graph.inputs()[parameter.input]).name.clone();
@@ -244,10 +236,14 @@ pub fn wire(
         let gradient = match gradients {
             Gradients::Fresh => fresh(&mut program, gradient, &name),
             Gradients::Summed => {
-                let flag = *reset.get_or_insert_with(|| {
-                    let ty = TensorType::new(DataType::BOOL, [1]);
-                    program.add("reset", ty, Source::Kept(Region::Inputs))
-                });
+                let flag = match program.reset {
+                    Some(flag) => flag,
+                    None => {
+                        let ty = TensorType::new(DataType::BOOL, [1]);
+                        program.add("reset", ty, Source::Kept(Region::Inputs))
+                    }
+                };
+                program.reset = Some(flag);
                 summed(&mut program, gradient, flag, &name)
             }
         };
@@ -268,7 +264,6 @@ pub fn wire(
     program.drop_unread_inputs();
     Ok(Wired {
         program,
-        reset,
         loss,
         logits,
     })

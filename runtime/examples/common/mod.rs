@@ -105,10 +105,7 @@ pub fn prepare<'c>(cpu: &'c Cpu, arguments: &Arguments, data: &[Dataset]) -> Res
         };
         let name = &graph.value(value).name;
         let given = data.iter().find_map(|data| data.arrays.get(name).cloned());
-        let default = || -> Option<Tensor> {
-            let proto = graph.initializers().iter().find(|t| t.name() == name)?;
-            constants::from_proto(proto, path.parent()).ok()
-        };
+        let default = || constants::default(graph, name, path.parent())?.ok();
         let tensor = given
             .or_else(default)
             .with_context(|| format!("no value for '{name}'"))?;

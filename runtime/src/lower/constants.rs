@@ -5,6 +5,7 @@ use crate::tensor::{Tensor, TensorType};
 use bytes::Bytes;
 use half::{bf16, f16};
 use std::path::Path;
+use velora_graph::ir::Graph;
 use velora_graph::onnx::read::map_external_data;
 use velora_graph::onnx::schema::TensorProto;
 use velora_graph::onnx::schema::tensor_proto::DataLocation;
@@ -74,6 +75,16 @@ pub fn float(tensor: &Tensor) -> Option<f64> {
         DataType::BFLOAT16 => bf16::from_le_bytes(bytes.get(..2)?.try_into().ok()?).to_f64(),
         _ => return None,
     })
+}
+
+/// The default of an input: the initialiser of its name, where there is one.
+pub fn default(
+    graph: &Graph,
+    name: &str,
+    folder: Option<&Path>,
+) -> Option<Result<Tensor, Refusal>> {
+    let proto = graph.initializers().iter().find(|t| t.name() == name)?;
+    Some(from_proto(proto, folder))
 }
 
 /// A tensor of the file.

@@ -102,7 +102,7 @@ impl Op {
 
     /// Whether the operation runs as soon as it can: compressions, so that their input can die.
     pub fn is_eager(&self) -> bool {
-        matches!(self.name(), "Compress" | "MeanDirection")
+        matches!(self, Op::Velora(op) if op.compresses())
     }
 
     /// Which input an output may be written over, where that input dies in the operation and has the

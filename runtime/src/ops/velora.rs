@@ -83,6 +83,11 @@ impl Velora {
         }
     }
 
+    /// Whether it makes a part of an activation's compressed form.
+    pub fn compresses(&self) -> bool {
+        matches!(self, Velora::Compress(_) | Velora::MeanDirection(_))
+    }
+
     /// Pairs of output and input: the output may be written over the input.
     pub fn in_place(&self) -> Vec<(usize, usize)> {
         Vec::new()

@@ -248,6 +248,7 @@ impl<'p> Builder<'p> {
                 state: trained.state.iter().map(|&id| self.operand(id)).collect(),
             })
             .collect();
+        let reset = program.reset.map(|id| self.operand(id));
         let end = self.steps.len();
         for output in &outputs {
             self.buffers[output.buffer.index()].lifetime.1 = end;
@@ -291,6 +292,7 @@ impl<'p> Builder<'p> {
             inputs,
             outputs,
             trained,
+            reset,
             constants,
             regions,
             footprint,

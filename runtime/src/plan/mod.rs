@@ -152,6 +152,8 @@ pub struct Plan {
     pub outputs: Vec<Operand>,
     /// What the optimiser trains.
     pub trained: Vec<TrainedOperands>,
+    /// The flag that starts the sums of gradients anew, where there are any.
+    pub reset: Option<Operand>,
     /// Tensors to be put in place before the first step.
     pub constants: Vec<(Operand, Tensor)>,
     /// Start and bytes of each region, in the order of [`Region::ALL`].

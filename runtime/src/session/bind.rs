@@ -104,10 +104,10 @@ pub fn bind(
         });
     }
     let fixed = || fixed_size(model, &shapes, data, &batch);
-    let samples = (batch.iter())
-        .filter_map(|&position| data.arrays.get(name(position))?.shape.first().copied())
-        .min();
-    let default = || DEFAULT_BATCH.min(samples.unwrap_or(DEFAULT_BATCH)).max(1);
+    let default = || {
+        let samples = samples(data, model, &batch);
+        DEFAULT_BATCH.min(samples.unwrap_or(DEFAULT_BATCH)).max(1)
+    };
     let size = size.or_else(fixed).unwrap_or_else(default);
     let mut bound = Bound {
         batch,
@@ -143,6 +143,14 @@ pub fn bind(
         }
     }
     Ok(bound)
+}
+
+/// The samples of a data set, by the inputs that get data; `None` where no array has any axis.
+pub fn samples(data: &Dataset, model: &Model, batch: &BTreeSet<usize>) -> Option<usize> {
+    let graph = &model.graph;
+    let names = (batch.iter()).map(|&position| &graph.value(graph.inputs()[position]).name);
+    let counts = names.filter_map(|name| data.arrays.get(name)?.shape.first().copied());
+    counts.min()
 }
 
 /// The sizes of an input with some axes, for a batch of samples of an array.

@@ -2,11 +2,10 @@
 
 use super::bind::Bound;
 use crate::backend::Backend;
-use crate::data::Dataset;
 use crate::lower::{LowerError, Request};
 use crate::plan::fuse::fuse;
 use crate::plan::{Operand, Plan, PlanError, build};
-use crate::program::{Source, TensorId};
+use crate::program::TensorId;
 use crate::training::{Gradients, Signature, Wired, wire};
 use std::path::Path;
 use velora_graph::analysis::partition::Partition;
@@ -93,22 +92,13 @@ fn ports(wired: &Wired, plan: &Plan, bound: &Bound, purpose: Purpose) -> Ports {
         let place = wired.program.outputs.iter().position(|&o| o == id);
         place.and_then(|place| plan.outputs.get(place)).cloned()
     };
-    let reset = wired.reset.and_then(|id| {
-        let name = &wired.program.value(id).name;
-        let kept = matches!(wired.program.value(id).source, Source::Kept(_));
-        let place = plan.buffers.iter().position(|b| kept && b.name == *name)?;
-        Some(Operand {
-            buffer: crate::plan::BufferId(place as u32),
-            ty: wired.program.ty(id).clone(),
-        })
-    });
     Ports {
         purpose,
         size: bound.size,
         batch: (bound.batch.iter())
             .map(|&position| plan.inputs.get(position).cloned().flatten())
             .collect(),
-        reset,
+        reset: plan.reset.clone(),
         // The loss is the first output of every wired program.
         loss: output(wired.loss).unwrap_or_else(|| plan.outputs[0].clone()),
         logits: wired.logits.and_then(output),
@@ -124,12 +114,4 @@ pub enum PrepareError {
     /// There is no plan.
     #[error(transparent)]
     Plan(#[from] PlanError),
-}
-
-/// The samples of a data set, by the inputs that get data.
-pub fn samples(data: &Dataset, bound: &Bound, model: &Model) -> usize {
-    let graph = &model.graph;
-    let names = (bound.batch.iter()).map(|&p| &graph.value(graph.inputs()[p]).name);
-    let counts = names.filter_map(|name| data.arrays.get(name)?.shape.first().copied());
-    counts.min().unwrap_or(0)
 }

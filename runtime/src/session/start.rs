@@ -1,8 +1,8 @@
 //! From a model, data and settings to a session: everything is checked before any work.
 
-use super::bind::{BindError, Bound, bind};
+use super::bind::{BindError, Bound, bind, samples};
 use super::init::{InitError, Scheme, distribution, draw};
-use super::prepare::{Common, Ports, PrepareError, Purpose, plan, samples};
+use super::prepare::{Common, Ports, PrepareError, Purpose, plan};
 use super::trainer::{Kept, Session, Settings, kept};
 use crate::backend::{Backend, Fault};
 use crate::data::batches::{self, Batches, Input, Last};
@@ -166,7 +166,7 @@ pub fn start<'b>(
         options.batch,
         options.sizes,
     )?;
-    let total = samples(options.data, &bound, model);
+    let total = samples(options.data, model, &bound.batch).unwrap_or(0);
     if options.last == Last::Keep && total > 0 && total < bound.size {
         // Each batch is the smaller one.
         bound = resized(total, options.data)?;
@@ -196,14 +196,12 @@ pub fn start<'b>(
     };
     let mut plans = Plans::default();
     plans.add(&common, &bound, Purpose::Train, backend)?;
-    let batches = inputs(&plans.plans[0], &bound, &names, options.data, |inputs| {
-        let settings = batches::Settings {
-            size: bound.size,
-            last: options.last,
-            shuffle: options.shuffle.then_some(settings.seed),
-        };
-        Batches::new(options.data, inputs, settings)
-    })?;
+    let order = batches::Settings {
+        size: bound.size,
+        last: options.last,
+        shuffle: options.shuffle.then_some(settings.seed),
+    };
+    let batches = batches_of(options.data, &plans.plans[0], &bound, &names, order)?;
     let rest = total % bound.size;
     if options.last == Last::Keep && rest > 0 {
         plans.add(
@@ -221,7 +219,7 @@ pub fn start<'b>(
             let expected = operand.map_or("data".to_owned(), |o| o.ty.to_string());
             return Err(no_array(&names[position], expected, data).into());
         }
-        let held_out = samples(data, &bound, model);
+        let held_out = samples(data, model, &bound.batch).unwrap_or(0);
         let size = bound.size.min(held_out.max(1));
         let (whole, last) = match resized(size, data) {
             Ok(whole) => (whole, Last::Keep),
@@ -248,14 +246,12 @@ pub fn start<'b>(
             ));
         }
         let plan = &plans.plans[first];
-        evaluation = Some(inputs(plan, &whole, &names, data, |inputs| {
-            let settings = batches::Settings {
-                size: whole.size,
-                last,
-                shuffle: None,
-            };
-            Batches::new(data, inputs, settings)
-        })?);
+        let order = batches::Settings {
+            size: whole.size,
+            last,
+            shuffle: None,
+        };
+        evaluation = Some(batches_of(data, plan, &whole, &names, order)?);
     }
     let Plans { plans, ports } = plans;
     let kept = kept(&plans[0], &names, &bound);
@@ -300,13 +296,13 @@ impl Plans {
     }
 }
 
-/// Has batches made for the inputs that get data.
-fn inputs(
+/// Batches for the inputs that get data.
+fn batches_of(
+    data: &Dataset,
     plan: &Plan,
     bound: &Bound,
     names: &[String],
-    data: &Dataset,
-    make: impl FnOnce(&[Input<'_>]) -> Result<Batches, DataError>,
+    order: batches::Settings,
 ) -> Result<Batches, DataError> {
     let mut types: Vec<(&str, TensorType)> = Vec::new();
     for &position in &bound.batch {
@@ -335,7 +331,7 @@ fn inputs(
             axis: 0,
         })
         .collect();
-    make(&inputs)
+    Batches::new(data, &inputs, order)
 }
 
 /// The first value of every kept tensor.
@@ -413,11 +409,9 @@ fn given(
     {
         return Ok(Some((data.file.display().to_string(), tensor.clone())));
     }
-    let mut defaults = model.graph.initializers().iter();
-    let Some(proto) = defaults.find(|t| t.name() == kept.name) else {
+    let Some(tensor) = constants::default(&model.graph, &kept.name, options.folder) else {
         return Ok(None);
     };
-    let tensor = constants::from_proto(proto, options.folder);
     let tensor = tensor.map_err(|problem| StartError::Default {
         name: kept.name.clone(),
         problem: problem.to_string(),

@@ -7,7 +7,7 @@
 use super::PARALLEL;
 use super::columns::{gather, scatter};
 use crate::cpu::Machine;
-use crate::cpu::gemm::Problem;
+use crate::cpu::gemm::{Matrix, Problem};
 use crate::cpu::memory::Call;
 use crate::cpu::product::{self, Real, multiply};
 use crate::cpu::rows::for_chunks;
@@ -157,12 +157,7 @@ pub(super) fn forward<T: Real>(conv: &Conv, mut call: Call<'_>) -> Result<(), St
             let (columns, scratch) = scratch.split_at_mut(conv.columns());
             for start in (0..positions).step_by(conv.block()) {
                 let count = conv.block().min(positions - start);
-                let right = if conv.geometry.is_pointwise() {
-                    product::rows(&x[start..], positions)
-                } else {
-                    lay_out(conv, x, start, count, columns);
-                    product::rows(&*columns, count)
-                };
+                let right = columns_of(conv, x, start, count, columns);
                 let sizes = Problem {
                     m: conv.filters,
                     n: count,
@@ -173,6 +168,22 @@ pub(super) fn forward<T: Real>(conv: &Conv, mut call: Call<'_>) -> Result<(), St
             Ok(())
         },
     )
+}
+
+/// The columns of a block of positions: laid out in scratch, or X itself where each is one element of
+/// every channel.
+fn columns_of<'s, T: Real>(
+    conv: &Conv,
+    x: &'s [T],
+    start: usize,
+    count: usize,
+    scratch: &'s mut [T],
+) -> Matrix<'s, T> {
+    if conv.geometry.is_pointwise() {
+        return product::rows(&x[start..], conv.geometry.positions());
+    }
+    lay_out(conv, x, start, count, scratch);
+    product::rows(scratch, count)
 }
 
 /// dX from dY and W; also the transposed convolution, whose bias it starts from.
@@ -252,12 +263,7 @@ pub(super) fn weight<T: Real>(conv: &Conv, mut call: Call<'_>) -> Result<(), Str
         for start in (0..positions).step_by(conv.block()) {
             let count = conv.block().min(positions - start);
             let left = product::rows(&dy[start..], positions);
-            let right = if conv.geometry.is_pointwise() {
-                product::rows(&x[start..], positions)
-            } else {
-                lay_out(conv, x, start, count, columns);
-                product::rows(&*columns, count)
-            };
+            let right = columns_of(conv, x, start, count, columns);
             let sizes = Problem {
                 m: conv.filters,
                 n: rows,
