@@ -158,7 +158,20 @@ pub struct MethodArguments {
     #[arg(long, value_name = "S", value_parser = finite, allow_negative_numbers = true,
           help_heading = "Method")]
     pub scale: Option<f64>,
-    /// Seed of `--init random` [default: 0]
+    /// How compressed activations are stored [default: activation]
+    #[arg(long, value_name = "TYPE", value_enum, help_heading = "Method")]
+    pub storage: Option<Storage>,
+    /// Directions that each sub-token is projected on [default: 1]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(i64).range(1..),
+          help_heading = "Method")]
+    pub rank: Option<i64>,
+    /// Which sub-tokens share directions [default: shared]
+    #[arg(long, value_name = "WHICH", value_enum, help_heading = "Method")]
+    pub directions: Option<Directions>,
+    /// How much of a running average stays in a step, from 0 to below 1 [default: 0.9]
+    #[arg(long, value_name = "X", value_parser = finite, help_heading = "Method")]
+    pub decay: Option<f64>,
+    /// Seed of random directions [default: 0]
     // Up to what TOML can hold, so that every seed fits a plan.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64),
           help_heading = "Method")]
@@ -218,10 +231,48 @@ pub struct PrintArguments {
 pub enum Init {
     /// The normalised mean over the sub-tokens of each batch, computed in the graph
     BatchAverage,
-    /// A fixed random unit vector
+    /// The same of the first batch, then fixed; `run` fills it in its first step, `calibrate` in the file
+    FirstBatch,
+    /// A moving average of the means, from step to step: one more input and output for each tensor
+    RunningAverage,
+    /// The first right singular vectors of a batch's sub-tokens; filled as first-batch is
+    Svd,
+    /// A fixed random unit vector, uniform on the sphere
     Random,
+    /// A fixed random unit vector of positive entries
+    Uniform,
     /// All entries equal
     None,
+}
+
+/// How compressed activations are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Storage {
+    /// In the activation's own type
+    Activation,
+    /// As 16-bit floats
+    #[value(name = "f16")]
+    #[serde(rename = "f16")]
+    Float16,
+    /// As bfloat16
+    #[value(name = "bf16")]
+    #[serde(rename = "bf16")]
+    BFloat16,
+    /// As 8-bit integers with one scale for each token
+    #[value(name = "int8")]
+    #[serde(rename = "int8")]
+    Int8,
+}
+
+/// Which sub-tokens share directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Directions {
+    /// All sub-tokens of a tensor
+    Shared,
+    /// Each group has its own
+    Group,
 }
 
 /// Which of the possible layers are rewritten.

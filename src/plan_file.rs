@@ -5,9 +5,13 @@
 //!
 //! [defaults]                   # for layers that say nothing else, below the command line
 //! groups = 32                  # or sub_token_size
-//! init = "batch-average"       # batch-average, random, none
+//! init = "batch-average"       # as on the command line
 //! scale = 1.0
 //! seed = 0
+//! storage = "activation"       # activation, f16, bf16, int8
+//! rank = 1
+//! directions = "shared"        # shared, group
+//! decay = 0.9
 //!
 //! [[layer]]
 //! param = "fc1.weight"         # the parameter's name in the graph
@@ -15,7 +19,7 @@
 //! groups = 16                  # any of the keys of [defaults]
 //! ```
 
-use crate::cli::Init;
+use crate::cli::{Directions, Init, Storage};
 use crate::suggest::nearest;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -53,6 +57,14 @@ pub struct Defaults {
     pub scale: Option<f64>,
     /// The seed of random directions.
     pub seed: Option<u64>,
+    /// How z is stored.
+    pub storage: Option<Storage>,
+    /// R, the directions of a sub-token.
+    pub rank: Option<i64>,
+    /// Which sub-tokens share directions.
+    pub directions: Option<Directions>,
+    /// How much of a running average stays in a step.
+    pub decay: Option<f64>,
 }
 
 /// One `[[layer]]`.
@@ -74,6 +86,14 @@ pub struct LayerPlan {
     pub scale: Option<f64>,
     /// As in [`Defaults`].
     pub seed: Option<u64>,
+    /// As in [`Defaults`].
+    pub storage: Option<Storage>,
+    /// As in [`Defaults`].
+    pub rank: Option<i64>,
+    /// As in [`Defaults`].
+    pub directions: Option<Directions>,
+    /// As in [`Defaults`].
+    pub decay: Option<f64>,
 }
 
 impl Plan {

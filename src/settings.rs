@@ -1,35 +1,55 @@
 //! What the user asked for, from the command line and a plan: the plan's settings for a layer, else
 //! the command line's, else the plan's defaults, else the tool's.
 
-use crate::cli::{Init, MethodArguments, Select, SelectionArguments};
+use crate::cli::{Directions, Init, MethodArguments, Select, SelectionArguments, Storage};
 use crate::plan_file::{self, Defaults, Plan, VERSION};
 use anyhow::{Context, Result};
 use regex::{Regex, RegexSet};
 use std::collections::BTreeMap;
-use velora_passes::select::{self, Grouping, LayerPlan, LayerSettings, Preset, Selection};
+use velora_passes::select::{
+    self, DEFAULT_DECAY, Grouping, LayerPlan, LayerSettings, Preset, Selection,
+};
 
 /// Groups for each token where nothing says otherwise.
 pub const DEFAULT_GROUPS: i64 = 32;
 
-impl From<Init> for select::Init {
-    fn from(init: Init) -> Self {
-        match init {
-            Init::BatchAverage => select::Init::BatchAverage,
-            Init::Random => select::Init::Random,
-            Init::None => select::Init::None,
+/// The command line's words for what the passes know by the same names.
+macro_rules! same_names {
+    ($kind:ident { $($name:ident),* }) => {
+        impl From<$kind> for select::$kind {
+            fn from(kind: $kind) -> Self {
+                match kind {
+                    $($kind::$name => select::$kind::$name),*
+                }
+            }
         }
-    }
+
+        impl From<select::$kind> for $kind {
+            fn from(kind: select::$kind) -> Self {
+                match kind {
+                    $(select::$kind::$name => $kind::$name),*
+                }
+            }
+        }
+    };
 }
 
-impl From<select::Init> for Init {
-    fn from(init: select::Init) -> Self {
-        match init {
-            select::Init::BatchAverage => Init::BatchAverage,
-            select::Init::Random => Init::Random,
-            select::Init::None => Init::None,
-        }
-    }
-}
+same_names!(Init {
+    BatchAverage,
+    FirstBatch,
+    RunningAverage,
+    Svd,
+    Random,
+    Uniform,
+    None
+});
+same_names!(Storage {
+    Activation,
+    Float16,
+    BFloat16,
+    Int8
+});
+same_names!(Directions { Shared, Group });
 
 /// What `inspect` asks: what could be freed with that many groups.
 pub fn inspection(groups: i64) -> Selection {
@@ -73,7 +93,20 @@ pub fn selection(
                 .into(),
             scale: method.scale.or(below.scale).unwrap_or(1.0),
             seed: method.seed.or(below.seed).unwrap_or(0),
+            storage: method
+                .storage
+                .or(below.storage)
+                .unwrap_or(Storage::Activation)
+                .into(),
+            rank: method.rank.or(below.rank).unwrap_or(1),
+            directions: method
+                .directions
+                .or(below.directions)
+                .unwrap_or(Directions::Shared)
+                .into(),
+            decay: method.decay.or(below.decay).unwrap_or(DEFAULT_DECAY),
         },
+        chosen: method.groups.is_some() || method.sub_token_size.is_some(),
         layers: layers.into_iter().map(layer_plan).collect(),
     })
 }
@@ -90,6 +123,10 @@ fn layer_plan(layer: plan_file::LayerPlan) -> (String, LayerPlan) {
         init: layer.init.map(Into::into),
         scale: layer.scale,
         seed: layer.seed,
+        storage: layer.storage.map(Into::into),
+        rank: layer.rank,
+        directions: layer.directions.map(Into::into),
+        decay: layer.decay,
     };
     (layer.param, plan)
 }
@@ -118,6 +155,10 @@ pub fn plan<'a>(selection: &Selection, layers: impl IntoIterator<Item = (&'a str
             init: Some(settings.init.into()),
             scale: Some(settings.scale),
             seed: Some(settings.seed),
+            storage: unusual(settings.storage, select::Storage::Activation).map(Into::into),
+            rank: unusual(settings.rank, 1),
+            directions: unusual(settings.directions, select::Directions::Shared).map(Into::into),
+            decay: unusual(settings.decay, DEFAULT_DECAY),
         });
     }
     let (groups, sub_token_size) = keys(selection.defaults.grouping);
@@ -129,9 +170,20 @@ pub fn plan<'a>(selection: &Selection, layers: impl IntoIterator<Item = (&'a str
             init: Some(selection.defaults.init.into()),
             scale: Some(selection.defaults.scale),
             seed: Some(selection.defaults.seed),
+            storage: unusual(selection.defaults.storage, select::Storage::Activation)
+                .map(Into::into),
+            rank: unusual(selection.defaults.rank, 1),
+            directions: unusual(selection.defaults.directions, select::Directions::Shared)
+                .map(Into::into),
+            decay: unusual(selection.defaults.decay, DEFAULT_DECAY),
         },
         layers: entries,
     }
+}
+
+/// What a plan says of a setting that is rarely another than the tool's own.
+fn unusual<T: PartialEq>(setting: T, usual: T) -> Option<T> {
+    (setting != usual).then_some(setting)
 }
 
 /// The two keys of a plan.
@@ -180,8 +232,9 @@ mod tests {
     #[test]
     fn an_emitted_plan_gives_the_same_settings() {
         let before = selected(
-            "--sub-token-size 6 --init random --seed 5 --scale 0.1",
-            "version = 1\n[[layer]]\nparam = 'a'\ngroups = 3\ninit = 'none'\n",
+            "--sub-token-size 6 --init random --seed 5 --scale 0.1 --storage int8 --decay 0.5",
+            "version = 1\n[[layer]]\nparam = 'a'\ngroups = 3\ninit = 'none'\nrank = 2\n\
+             [[layer]]\nparam = 'b'\ninit = 'running-average'\ndirections = 'group'\n",
         );
         let text = plan(
             &before,

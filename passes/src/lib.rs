@@ -2,7 +2,6 @@
 
 pub mod compress;
 pub mod dead_code;
-mod direction;
 pub mod manager;
 mod names;
 pub mod ops;

@@ -62,32 +62,24 @@ pub fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
 
 /// A vector of int64 numbers.
 pub fn int_vector(name: &str, entries: &[i64]) -> TensorProto {
-    vector(
-        name,
-        7,
-        entries.len(),
-        entries.iter().flat_map(|e| e.to_le_bytes()),
-    )
+    let bytes = entries.iter().flat_map(|e| e.to_le_bytes());
+    tensor(name, 7, vec![entries.len() as i64], bytes)
 }
 
-/// A vector of 32-bit floats.
-pub fn float_vector(name: &str, entries: &[f32]) -> TensorProto {
-    vector(
-        name,
-        1,
-        entries.len(),
-        entries.iter().flat_map(|e| e.to_le_bytes()),
-    )
+/// 32-bit floats.
+pub fn float_tensor(name: &str, dims: Vec<i64>, entries: &[f32]) -> TensorProto {
+    let bytes = entries.iter().flat_map(|e| e.to_le_bytes());
+    tensor(name, 1, dims, bytes)
 }
 
-fn vector(
+fn tensor(
     name: &str,
     data_type: i32,
-    length: usize,
+    dims: Vec<i64>,
     bytes: impl Iterator<Item = u8>,
 ) -> TensorProto {
     TensorProto {
-        dims: vec![length as i64],
+        dims,
         data_type: Some(data_type),
         name: Some(name.to_owned()),
         raw_data: Some(bytes.collect::<Vec<u8>>().into()),

@@ -16,7 +16,7 @@ use velora_graph::ir::{Model, ValueId};
 use velora_graph::text::element_type_name;
 use velora_passes::pipeline::assumed_sizes;
 use velora_passes::schedule::schedule;
-use velora_passes::select::{self, Grouping, Init, Selection, sub_token_size};
+use velora_passes::select::{self, Grouping, Selection, sub_token_size};
 
 /// What a report is made of.
 #[derive(Clone, Copy, Debug)]
@@ -117,9 +117,9 @@ fn peak((model, analyses): (&Model, &Analyses), best: bool) -> Result<Amount> {
 }
 
 /// Operations of all weight-gradient contractions, before and after: 2·N·D·O each, or what takes
-/// their place. That is 2·N·G·O for P and D·O to expand it; for each tensor 2·N·D to compress it and,
-/// where the direction is its mean, N·D to sum it up; N·D where X̂ is reconstructed for a product that
-/// stays.
+/// their place. With R directions that is 2·N·G·R·O for P and R·D·O to expand it; for each tensor
+/// 2·R·N·D to compress it and, where the direction is computed in the step, N·D to sum it up; R·N·D where X̂ is
+/// reconstructed for a product that stays.
 fn flops(decisions: &[select::Decision]) -> (Amount, Amount) {
     let (mut before, mut after) = (Dim::from(0), Dim::from(0));
     let mut compressed = BTreeSet::new();
@@ -135,20 +135,18 @@ fn flops(decisions: &[select::Decision]) -> (Amount, Amount) {
             continue;
         }
         if compressed.insert(site.activation) {
-            let passes = match decision.settings.init {
-                Init::BatchAverage => 3,
-                Init::Random | Init::None => 2,
-            };
+            let settings = &decision.settings;
+            let passes = 2 * settings.rank + i64::from(settings.init.is_computed());
             after = after + &tokens_features * &Dim::from(passes);
         }
-        let groups = decision.settings.grouping.groups(site.features);
+        let groups = decision.settings.width(site.features).unwrap_or(0);
         after = after
             + match site.plain {
                 true => {
                     let product = Dim::from(2) * &site.tokens * Dim::from(groups) * &site.outputs;
-                    product + Dim::from(site.features) * &site.outputs
+                    product + &site.outputs * &Dim::from(site.features * decision.settings.rank)
                 }
-                false => full + tokens_features,
+                false => full + tokens_features * Dim::from(decision.settings.rank),
             };
     }
     (Amount::from(before), Amount::from(after))

@@ -5,7 +5,7 @@ use velora_graph::analysis::{Analyses, Settings, symbols};
 use velora_graph::ir::{Graph, Model, NodeId, ValueId};
 use velora_graph::onnx::read::{UnknownFields, read};
 use velora_graph::text::parse_model;
-use velora_passes::select::{Grouping, Init, LayerPlan, Preset, Selection};
+use velora_passes::select::{Directions, Grouping, Init, LayerPlan, Preset, Selection, Storage};
 
 /// Between the graph and the expectation.
 const SEPARATOR: &str = "----";
@@ -118,6 +118,10 @@ impl Case {
                 "--init" => selection.defaults.init = init(value()?)?,
                 "--seed" => selection.defaults.seed = number(value()?)? as u64,
                 "--scale" => selection.defaults.scale = value()?.parse().unwrap(),
+                "--storage" => selection.defaults.storage = storage(value()?)?,
+                "--rank" => selection.defaults.rank = number(value()?)?,
+                "--directions" => selection.defaults.directions = directions(value()?)?,
+                "--decay" => selection.defaults.decay = value()?.parse().unwrap(),
                 "--select" => {
                     selection.preset = match value()? {
                         "freeable" => Preset::Freeable,
@@ -158,6 +162,10 @@ impl Case {
                 "init" => plan.init = Some(init(value)?),
                 "scale" => plan.scale = Some(value.parse().unwrap()),
                 "seed" => plan.seed = Some(value.parse().unwrap()),
+                "storage" => plan.storage = Some(storage(value)?),
+                "rank" => plan.rank = Some(value.parse().unwrap()),
+                "directions" => plan.directions = Some(directions(value)?),
+                "decay" => plan.decay = Some(value.parse().unwrap()),
                 other => return Err(format!("a plan has no key '{other}'")),
             }
         }
@@ -177,9 +185,34 @@ impl Case {
 }
 
 fn init(name: &str) -> Result<Init, String> {
-    let all = [Init::BatchAverage, Init::Random, Init::None];
+    let all = [
+        Init::BatchAverage,
+        Init::FirstBatch,
+        Init::RunningAverage,
+        Init::Svd,
+        Init::Random,
+        Init::Uniform,
+        Init::None,
+    ];
     let found = all.into_iter().find(|i| i.name() == name);
     found.ok_or_else(|| format!("--init {name}"))
+}
+
+fn storage(name: &str) -> Result<Storage, String> {
+    let all = [
+        Storage::Activation,
+        Storage::Float16,
+        Storage::BFloat16,
+        Storage::Int8,
+    ];
+    let found = all.into_iter().find(|s| s.name() == name);
+    found.ok_or_else(|| format!("--storage {name}"))
+}
+
+fn directions(name: &str) -> Result<Directions, String> {
+    let found = [Directions::Shared, Directions::Group].into_iter();
+    let found = { found }.find(|d| d.name() == name);
+    found.ok_or_else(|| format!("--directions {name}"))
 }
 
 /// How cases call a node: the first tensor that it makes.

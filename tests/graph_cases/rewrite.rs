@@ -214,6 +214,9 @@ fn surroundings(original: &Model, model: &Model) -> Result<(), String> {
         if let Some(graph) = &mut side.graph {
             graph.node.clear();
             graph.value_info.clear();
+            // The state of a running average comes and goes behind what was there.
+            graph.input.retain(|i| !i.name().starts_with("velora."));
+            graph.output.retain(|o| !o.name().starts_with("velora."));
         }
     }
     match before == after {

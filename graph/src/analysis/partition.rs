@@ -74,7 +74,10 @@ impl Partition {
 /// Whether a node is part of a compression: it belongs to the forward half, where its input is born,
 /// though nothing but gradients depends on it.
 pub fn compresses(node: &Node) -> bool {
-    matches!(node.velora_op(), Some("Compress" | "MeanDirection"))
+    matches!(
+        node.velora_op(),
+        Some("Compress" | "MeanDirection" | "MeanDirections" | "RunningDirection" | "Quantize")
+    )
 }
 
 /// By node: whether it is computed from gradients: a matrix product lies above it that gradients

@@ -28,7 +28,10 @@ pub struct Roles {
     pub gradients: Vec<(ValueId, ValueId)>,
     /// Outputs that are neither: logits, metrics.
     pub others: Vec<ValueId>,
-    /// Of those, outputs that might be gradients all the same, each with an input of its very shape
+    /// Of those, directions of compressed activations that the graph hands from step to step: the input
+    /// with the last one, and the output with the next.
+    pub directions: Vec<(ValueId, ValueId)>,
+    /// Of the others, outputs that might be gradients all the same, each with an input of its very shape
     /// that has none.
     pub doubtful: Vec<(ValueId, ValueId)>,
 }
@@ -101,8 +104,14 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
     let lengths: BTreeSet<usize> = by_name.keys().map(|name| name.len()).collect();
     let mut gradients = Vec::new();
     let mut others = Vec::new();
+    let mut directions = Vec::new();
     for (&output, info) in graph.outputs().iter().zip(graph.output_infos()) {
         if Some(output) == hinted_loss {
+            continue;
+        }
+        if let Some(last) = last_direction(graph, output) {
+            directions.push((last, output));
+            others.push(output);
             continue;
         }
         let owner =
@@ -135,13 +144,29 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
         }
     };
     others.retain(|&value| value != loss);
-    let doubtful = doubtful(graph, &gradients, &others);
+    let told: BTreeSet<ValueId> = directions.iter().map(|&(_, next)| next).collect();
+    let untold: Vec<ValueId> = { others.iter().copied() }
+        .filter(|output| !told.contains(output))
+        .collect();
+    let doubtful = doubtful(graph, &gradients, &untold);
     Ok(Roles {
         loss,
         gradients,
         others,
+        directions,
         doubtful,
     })
+}
+
+/// The input whose next value an output is, where a rewrite of ours made both.
+fn last_direction(graph: &Graph, output: ValueId) -> Option<ValueId> {
+    let made = graph.node(graph.producer(output)?);
+    if made.velora_op() != Some("RunningDirection") {
+        return None;
+    }
+    let last = graph.value(output).name.strip_suffix(".next")?;
+    let mut inputs = graph.inputs().iter().copied();
+    inputs.find(|&input| graph.value(input).name == last)
 }
 
 /// The parameter with the longest name that stands whole inside `output`, not as a piece of a longer

@@ -10,7 +10,8 @@ use crate::onnx::schema::{
 };
 use std::collections::{HashMap, HashSet};
 
-/// Nodes added and removed, reads redirected, outputs renamed, constants added, order changed.
+/// Nodes added and removed, reads redirected, outputs renamed, inputs, outputs and constants added, order
+/// changed.
 #[derive(Clone, Debug, Default)]
 pub struct Patch {
     /// The pass that made it.
@@ -23,6 +24,8 @@ pub struct Patch {
     replaced: HashMap<NodeId, Vec<NodeProto>>,
     redirected: HashMap<(NodeId, usize), String>,
     renamed: HashMap<(NodeId, usize), String>,
+    inputs: Vec<ValueInfoProto>,
+    outputs: Vec<ValueInfoProto>,
     initializers: Vec<TensorProto>,
     unread: HashSet<String>,
     infos: Vec<ValueInfoProto>,
@@ -49,6 +52,8 @@ impl Patch {
             && self.replaced.is_empty()
             && self.redirected.is_empty()
             && self.renamed.is_empty()
+            && self.inputs.is_empty()
+            && self.outputs.is_empty()
             && self.initializers.is_empty()
             && self.unread.is_empty()
             && self.infos.is_empty()
@@ -94,6 +99,16 @@ impl Patch {
     /// Gives one output of a node another name; its readers stay with the old name.
     pub fn rename_output(&mut self, node: NodeId, slot: usize, to: impl Into<String>) {
         self.renamed.insert((node, slot), to.into());
+    }
+
+    /// Adds an input of the graph, behind the others.
+    pub fn add_input(&mut self, info: ValueInfoProto) {
+        self.inputs.push(info);
+    }
+
+    /// Adds an output of the graph, behind the others.
+    pub fn add_output(&mut self, info: ValueInfoProto) {
+        self.outputs.push(info);
     }
 
     /// Adds a constant.
@@ -184,6 +199,8 @@ impl Graph {
         proto.value_info.retain(|info| !gone.contains(info.name()));
         proto.value_info.extend(patch.infos.iter().cloned());
         proto.node = nodes;
+        proto.input.extend(patch.inputs.iter().cloned());
+        proto.output.extend(patch.outputs.iter().cloned());
         proto
             .initializer
             .retain(|tensor| !patch.unread.contains(tensor.name()));

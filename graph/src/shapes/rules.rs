@@ -33,6 +33,10 @@ pub(super) fn rule(domain: &str, op: &str) -> Option<Rule> {
         "ai.velora" => Some(match op {
             "Compress" => velora::compress,
             "MeanDirection" => velora::mean_direction,
+            "MeanDirections" => velora::mean_directions,
+            "RunningDirection" => velora::running_direction,
+            "Quantize" => velora::quantize,
+            "Dequantize" => velora::dequantize,
             "Reconstruct" => velora::reconstruct,
             "FactoredWeightGrad" => velora::factored_weight_grad,
             _ => return None,

@@ -33,6 +33,14 @@ const SCALE: Attribute = Attribute {
     allowed: |a| a.f().is_finite(),
 };
 
+const DECAY: Attribute = Attribute {
+    name: "decay",
+    kind: AttributeType::Float,
+    required: true,
+    expected: "a float from 0 to below 1",
+    allowed: |a| (0.0..1.0).contains(&a.f()),
+};
+
 const fn positive(name: &'static str) -> Attribute {
     Attribute {
         name,
@@ -47,7 +55,10 @@ const fn positive(name: &'static str) -> Attribute {
 fn velora(op: &str) -> Option<(usize, usize, &'static [Attribute])> {
     Some(match op {
         "Compress" => (2, 1, &[GROUPS]),
-        "MeanDirection" => (1, 1, &[GROUPS]),
+        "MeanDirection" | "MeanDirections" => (1, 1, &[GROUPS]),
+        "RunningDirection" => (2, 1, &[DECAY]),
+        "Quantize" => (1, 2, &[]),
+        "Dequantize" => (2, 1, &[]),
         "Reconstruct" => (2, 1, &[GROUPS, FEATURES]),
         "FactoredWeightGrad" => (3, 1, &[GROUPS, FEATURES, TRANSPOSED, SCALE]),
         _ => return None,
@@ -77,7 +88,8 @@ impl<'a> Checker<'a> {
                 }
                 None if called.is_none() => self.report(format!(
                     "'{op}' is no operator of {VELORA}; expected Compress, MeanDirection, \
-                     Reconstruct or FactoredWeightGrad"
+                     MeanDirections, RunningDirection, Quantize, Dequantize, Reconstruct or \
+                     FactoredWeightGrad"
                 )),
                 None => {}
             }

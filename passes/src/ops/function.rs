@@ -12,7 +12,7 @@ use velora_graph::text::{ParseError, parse_function};
 
 /// A body's function, for one variant.
 pub(super) fn body(op: Op, variant: Variant) -> Result<FunctionProto, ParseError> {
-    parse_function(op.body(op.relevant(variant)))
+    parse_function(&op.body(op.relevant(variant)))
 }
 
 /// The function for the variants that a model's calls have, at the model's standard operator set.
@@ -43,82 +43,104 @@ pub fn function(
     Ok(function)
 }
 
-/// Nested branches over the variants: first whether dW is transposed, then whether there is padding.
+/// What variants differ in, and how a body tells which of them a call is.
+#[derive(Clone, Copy)]
+enum Choice {
+    /// More axes of v than one.
+    Several,
+    /// The attribute `transposed`.
+    Transposed,
+    /// A remainder of D by G.
+    Padded,
+}
+
+impl Choice {
+    const ALL: [Choice; 3] = [Choice::Several, Choice::Transposed, Choice::Padded];
+
+    fn of(self, variant: Variant) -> bool {
+        match self {
+            Choice::Several => variant.several,
+            Choice::Transposed => variant.transposed,
+            Choice::Padded => variant.padded,
+        }
+    }
+
+    /// What the names of the two sides begin with: if it is so, and if not.
+    fn prefixes(self) -> (&'static str, &'static str) {
+        match self {
+            Choice::Several => ("m_", "o_"),
+            Choice::Transposed => ("t_", "s_"),
+            Choice::Padded => ("p_", "n_"),
+        }
+    }
+
+    /// The nodes that find out, and the name of the outcome.
+    fn condition(self, op: Op, prefix: &str) -> (Vec<NodeProto>, String) {
+        let name = |what: &str| format!("{prefix}{what}");
+        let mut nodes = Vec::new();
+        let (number, outcome) = match self {
+            Choice::Several => {
+                let [shape, axes, one] = ["v_shape", "v_axes", "one_axis"].map(name);
+                nodes.push(node("Shape", &["v"], &shape));
+                nodes.push(node("Size", &[&shape], &axes));
+                nodes.push(constant(int("value_int", 1), &one));
+                nodes.push(node("Sub", &[&axes, &one], &name("more_axes")));
+                (name("more_axes"), name("is_several"))
+            }
+            Choice::Transposed => {
+                nodes.extend(read_attribute("transposed", &name("transposed")));
+                (name("transposed"), name("is_transposed"))
+            }
+            Choice::Padded => {
+                nodes.extend(features(op, prefix));
+                let [features, groups, rest] =
+                    ["feature_count", "group_count", "remainder"].map(name);
+                nodes.extend(read_attribute("groups", &groups));
+                nodes.push(node("Mod", &[&features, &groups], &rest));
+                (rest, name("is_padded"))
+            }
+        };
+        nodes.push(condition(&number, &outcome));
+        (nodes, outcome)
+    }
+}
+
+/// Nested branches over the variants, of which there are several.
 fn branching(op: Op, bodies: &[(Variant, FunctionProto)]) -> FunctionProto {
     let mut function = bodies.first().map(|(_, f)| f.clone()).unwrap_or_default();
     let output = function.output.first().cloned().unwrap_or_default();
-    function.node = Vec::new();
-    let transposed = bodies.iter().any(|(v, _)| v.transposed);
-    let straight = bodies.iter().any(|(v, _)| !v.transposed);
-    if transposed && straight {
-        let of = |transposed| {
-            let group: Vec<_> = bodies
-                .iter()
-                .filter(|(v, _)| v.transposed == transposed)
-                .collect();
-            padding_branch(op, &group, if transposed { "t_" } else { "s_" })
-        };
-        function
-            .node
-            .extend(read_attribute("transposed", "transposed"));
-        function.node.push(condition("transposed", "is_transposed"));
-        function
-            .node
-            .push(branch("is_transposed", of(true), of(false), &output));
-    } else {
-        let group: Vec<_> = bodies.iter().collect();
-        let graph = padding_branch(op, &group, "");
-        function.node = graph.node;
-        rename(
-            &mut function.node,
-            &graph
-                .output
-                .first()
-                .map(|o| o.name().to_owned())
-                .unwrap_or_default(),
-            &output,
-        );
-    }
+    let graph = branch_over(op, bodies, &Choice::ALL, "");
+    function.node = graph.node;
+    let made = graph.output.first().map(|o| o.name().to_owned());
+    rename(&mut function.node, &made.unwrap_or_default(), &output);
     function
 }
 
-/// The nodes of one or two variants that differ in padding only.
-fn padding_branch(op: Op, group: &[&(Variant, FunctionProto)], prefix: &str) -> GraphProto {
-    let graph_of =
-        |function: &FunctionProto, tag: &str| as_graph(function, &format!("{prefix}{tag}"));
-    let find = |padded| {
-        group
-            .iter()
-            .find(|(v, _)| v.padded == padded)
-            .map(|(_, f)| f)
+/// The nodes of some variants, as a graph that captures the function's inputs.
+fn branch_over(
+    op: Op,
+    bodies: &[(Variant, FunctionProto)],
+    choices: &[Choice],
+    prefix: &str,
+) -> GraphProto {
+    let Some((choice, rest)) = choices.split_first() else {
+        let only = bodies.first().map(|(_, function)| function);
+        return only.map(|f| as_graph(f, prefix)).unwrap_or_default();
     };
-    match (find(false), find(true)) {
-        (Some(plain), Some(padded)) => {
-            let mut nodes = features(op, prefix);
-            let name = |what: &str| format!("{prefix}{what}");
-            nodes.extend(read_attribute("groups", &name("group_count")));
-            nodes.push(node(
-                "Mod",
-                &[&name("feature_count"), &name("group_count")],
-                &name("remainder"),
-            ));
-            nodes.push(condition(&name("remainder"), &name("is_padded")));
-            let output = name("result");
-            nodes.push(branch(
-                &name("is_padded"),
-                graph_of(padded, "p_"),
-                graph_of(plain, "n_"),
-                &output,
-            ));
-            GraphProto {
-                node: nodes,
-                name: Some(name("padding")),
-                output: vec![float_value(&output)],
-                ..Default::default()
-            }
-        }
-        (Some(one), None) | (None, Some(one)) => graph_of(one, ""),
-        (None, None) => GraphProto::default(),
+    let (is, is_not): (Vec<_>, Vec<_>) = bodies.iter().cloned().partition(|(v, _)| choice.of(*v));
+    if is.is_empty() || is_not.is_empty() {
+        return branch_over(op, bodies, rest, prefix);
+    }
+    let (yes, no) = choice.prefixes();
+    let side = |side: &[_], mark| branch_over(op, side, rest, &format!("{prefix}{mark}"));
+    let (mut nodes, outcome) = choice.condition(op, prefix);
+    let output = format!("{prefix}result");
+    nodes.push(branch(&outcome, side(&is, yes), side(&is_not, no), &output));
+    GraphProto {
+        node: nodes,
+        name: Some(format!("{prefix}branch")),
+        output: vec![float_value(&output)],
+        ..Default::default()
     }
 }
 
@@ -128,17 +150,21 @@ fn features(op: Op, prefix: &str) -> Vec<NodeProto> {
     if op.attributes().contains(&"features") {
         return read_attribute("features", &name("feature_count"));
     }
-    let constant = |value: i64, output: &str| NodeProto {
-        attribute: vec![ints("value_ints", vec![value])],
-        ..node("Constant", &[], output)
-    };
+    let number = |value: i64, output: &str| constant(ints("value_ints", vec![value]), output);
     let [last, past, shape] = ["last", "past", "x_shape"].map(name);
     vec![
-        constant(-1, &last),
-        constant(i64::MAX, &past),
+        number(-1, &last),
+        number(i64::MAX, &past),
         node("Shape", &["x"], &shape),
         node("Slice", &[&shape, &last, &past], &name("feature_count")),
     ]
+}
+
+fn constant(value: AttributeProto, output: &str) -> NodeProto {
+    NodeProto {
+        attribute: vec![value],
+        ..node("Constant", &[], output)
+    }
 }
 
 /// A constant of an attribute of the call.

@@ -2,16 +2,24 @@
 //!
 //! | op | inputs → output | attributes |
 //! |---|---|---|
-//! | `Compress` | X [..., D], v `[M]` → z [..., G] | groups |
+//! | `Compress` | X [..., D], v → z [..., G·R] | groups |
 //! | `MeanDirection` | X [..., D] → v `[M]` | groups |
-//! | `Reconstruct` | z [..., G], v `[M]` → X̂ [..., D] | groups, features |
-//! | `FactoredWeightGrad` | z [N, G], dY [N, O], v `[M]` → dW [D, O] | groups, features, transposed, scale |
+//! | `MeanDirections` | X [..., D] → v [G, 1, M] | groups |
+//! | `RunningDirection` | v, mean → v of the same shape | decay |
+//! | `Quantize` | z [N, G·R] → z as int8, scale [N, 1] | |
+//! | `Dequantize` | z as int8, scale [N, 1] → z | |
+//! | `Reconstruct` | z [..., G·R], v → X̂ [..., D] | groups, features |
+//! | `FactoredWeightGrad` | z [N, G·R], dY [N, O], v → dW [D, O] | groups, features, transposed, scale |
+//!
+//! v is `[M]`, one direction for all sub-tokens (R = 1); or [R, M], several for all; or [G, R, M], where
+//! each group has its own.
 //!
 //! The bodies are written once, in the ONNX textual syntax beside this file; a model carries them as
 //! local functions, so that any runtime executes the operators, and `--inline` writes their nodes in
-//! the place of the calls. Two things are decided when a body is chosen rather than in it: whether
-//! the last sub-token is padded (G does not divide D), since padding copies the tensor, and whether
-//! dW is transposed. Where the calls of one model differ in that, its function branches with `If`.
+//! the place of the calls. Three things are decided when a body is chosen rather than in it: whether
+//! the last sub-token is padded (G does not divide D), since padding copies the tensor, whether dW is
+//! transposed, and whether v is more than one direction: the bodies then multiply by a sparse matrix
+//! [D, G·R] of the directions. Where the calls of one model differ in that, its function branches with `If`.
 
 mod expand;
 mod function;
@@ -34,6 +42,14 @@ pub enum Op {
     Compress,
     /// v from X.
     MeanDirection,
+    /// v of each group from X.
+    MeanDirections,
+    /// v from its last value and the mean.
+    RunningDirection,
+    /// z as 8-bit integers.
+    Quantize,
+    /// z from 8-bit integers.
+    Dequantize,
     /// X̂ from z and v.
     Reconstruct,
     /// dW from z, dY and v.
@@ -47,6 +63,8 @@ pub struct Variant {
     pub padded: bool,
     /// dW is [O, D]; of `FactoredWeightGrad` only.
     pub transposed: bool,
+    /// v is [R, M] or [G, R, M].
+    pub several: bool,
 }
 
 impl Op {
@@ -55,6 +73,10 @@ impl Op {
         match self {
             Op::Compress => "Compress",
             Op::MeanDirection => "MeanDirection",
+            Op::MeanDirections => "MeanDirections",
+            Op::RunningDirection => "RunningDirection",
+            Op::Quantize => "Quantize",
+            Op::Dequantize => "Dequantize",
             Op::Reconstruct => "Reconstruct",
             Op::FactoredWeightGrad => "FactoredWeightGrad",
         }
@@ -63,17 +85,35 @@ impl Op {
     /// The names of its attributes.
     pub fn attributes(self) -> &'static [&'static str] {
         match self {
-            Op::Compress | Op::MeanDirection => &["groups"],
+            Op::Compress | Op::MeanDirection | Op::MeanDirections => &["groups"],
+            Op::RunningDirection => &["decay"],
+            Op::Quantize | Op::Dequantize => &[],
             Op::Reconstruct => &["groups", "features"],
             Op::FactoredWeightGrad => &["groups", "features", "transposed", "scale"],
         }
     }
 
     /// The text of a body.
-    fn body(self, variant: Variant) -> &'static str {
-        let Variant { padded, transposed } = variant;
-        match (self, padded, transposed) {
+    fn body(self, variant: Variant) -> String {
+        let Variant {
+            padded,
+            transposed,
+            several,
+        } = variant;
+        let text = match (self, padded, transposed) {
+            (Op::Compress, ..) if several => include_str!("compress_several.txt"),
+            (Op::Reconstruct, ..) if several => include_str!("reconstruct_several.txt"),
+            (Op::FactoredWeightGrad, _, false) if several => {
+                include_str!("weight_grad_several.txt")
+            }
+            (Op::FactoredWeightGrad, _, true) if several => {
+                include_str!("weight_grad_t_several.txt")
+            }
             (Op::MeanDirection, ..) => include_str!("mean_direction.txt"),
+            (Op::MeanDirections, ..) => include_str!("mean_directions.txt"),
+            (Op::RunningDirection, ..) => include_str!("running_direction.txt"),
+            (Op::Quantize, ..) => include_str!("quantize.txt"),
+            (Op::Dequantize, ..) => include_str!("dequantize.txt"),
             (Op::Compress, false, _) => include_str!("compress.txt"),
             (Op::Compress, true, _) => include_str!("compress_padded.txt"),
             (Op::Reconstruct, false, _) => include_str!("reconstruct.txt"),
@@ -82,14 +122,24 @@ impl Op {
             (Op::FactoredWeightGrad, true, false) => include_str!("weight_grad_padded.txt"),
             (Op::FactoredWeightGrad, false, true) => include_str!("weight_grad_t.txt"),
             (Op::FactoredWeightGrad, true, true) => include_str!("weight_grad_t_padded.txt"),
-        }
+        };
+        text.replace(MATRIX_HERE, include_str!("matrix.txt"))
     }
 
     /// The variant, with what this operator's body does not depend on left out.
     fn relevant(self, variant: Variant) -> Variant {
+        let reads_v = matches!(
+            self,
+            Op::Compress | Op::Reconstruct | Op::FactoredWeightGrad
+        );
+        let several = variant.several && reads_v;
         Variant {
-            padded: variant.padded && self != Op::MeanDirection,
+            padded: variant.padded && reads_v && !several,
             transposed: variant.transposed && self == Op::FactoredWeightGrad,
+            several,
         }
     }
 }
+
+/// Where the bodies of several directions have the lines that make the matrix.
+const MATRIX_HERE: &str = "   # matrix.txt\n";

@@ -6,6 +6,7 @@
 //! chosen where its compressed form would not be smaller, where the tensor lives in any case (a
 //! graph input, a constant, an output), or where its type or layout cannot be compressed.
 
+mod fit;
 mod paper;
 mod reason;
 mod refusal;
@@ -14,7 +15,10 @@ mod settings;
 pub use paper::{Role, role};
 pub use reason::Reason;
 use refusal::{PAGE, less_than_a_page, refusal};
-pub use settings::{Grouping, Init, LayerPlan, LayerSettings, Preset, Selection, sub_token_size};
+pub use settings::{
+    DEFAULT_DECAY, Directions, Grouping, Init, LayerPlan, LayerSettings, Preset, Selection,
+    Storage, sub_token_size,
+};
 
 use std::collections::BTreeMap;
 use velora_graph::analysis::Analyses;
@@ -75,6 +79,20 @@ pub enum SelectError {
         /// Another.
         second: String,
     },
+    /// A pattern that matches nothing.
+    #[error(
+        "{option} {pattern} matches none of the layers, which are {}{}",
+        .layers.iter().take(6).cloned().collect::<Vec<_>>().join(", "),
+        match .layers.len() { 0..=6 => String::new(), n => format!(" and {} more", n - 6) }
+    )]
+    Pattern {
+        /// The option.
+        option: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// The layers that it could match.
+        layers: Vec<String>,
+    },
     /// A setting that no layer can have.
     #[error("{setting} is {value}, for {layer}; expected {expected}")]
     Setting {
@@ -100,6 +118,7 @@ pub fn select(
     selection: &Selection,
 ) -> Result<Vec<Decision>, SelectError> {
     selection.check()?;
+    fit::check(graph, &analyses.sites, selection)?;
     let sites = &analyses.sites;
     let mut wanted: BTreeMap<NodeId, Wish> = BTreeMap::new();
     let mut widths: BTreeMap<ValueId, Vec<i64>> = BTreeMap::new();
@@ -317,11 +336,19 @@ fn rewritten_message(
     let groups = settings.grouping.groups(site.features);
     let size = sub_token_size(site.features, groups);
     let padding = groups * size - site.features;
-    let padded = if padding > 0 {
-        format!(", {padding} of padding")
-    } else {
-        String::new()
-    };
+    let mut details = String::new();
+    if padding > 0 {
+        details += &format!(", {padding} of padding");
+    }
+    if settings.rank > 1 {
+        details += &format!(", {} directions", settings.rank);
+    }
+    if settings.directions == Directions::Group {
+        details += ", each group with its own";
+    }
+    if settings.storage != Storage::Activation {
+        details += &format!(", stored as {}", settings.storage.name());
+    }
     let kept = match kept {
         [] => String::new(),
         _ => format!(
@@ -329,7 +356,7 @@ fn rewritten_message(
             names(graph, kept)
         ),
     };
-    format!("{groups} groups of {size}{padded}{kept}")
+    format!("{groups} groups of {size}{details}{kept}")
 }
 
 /// Layers that share a tensor share its compressed form.
@@ -339,8 +366,23 @@ fn agree(graph: &Graph, decisions: &[Decision]) -> Result<(), SelectError> {
         let known = first.entry(decision.activation).or_insert(decision);
         let form = |d: &Decision| {
             let features = d.site.as_ref().map_or(1, |s| s.features);
-            let seed = (d.settings.init == Init::Random).then_some(d.settings.seed);
-            (d.settings.grouping.groups(features), d.settings.init, seed)
+            let settings = d.settings;
+            let shared = LayerSettings {
+                grouping: Grouping::Groups(settings.grouping.groups(features)),
+                // Each gradient has its own factor.
+                scale: 1.0,
+                seed: if settings.init.is_drawn() {
+                    settings.seed
+                } else {
+                    0
+                },
+                decay: match settings.init {
+                    Init::RunningAverage => settings.decay,
+                    _ => DEFAULT_DECAY,
+                },
+                ..settings
+            };
+            shared
         };
         if form(known) != form(decision) {
             return Err(SelectError::Disagree {

@@ -1,6 +1,6 @@
 //! Why a site is left alone, whatever the user wants, or where it is not worth it.
 
-use super::{Init, Reason, Selection, sub_token_size};
+use super::{Init, LayerSettings, Reason, Selection, Storage, sub_token_size};
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::sites::Site;
 use velora_graph::ir::{Graph, Origin};
@@ -65,16 +65,37 @@ pub(super) fn refusal(
     if groups.checked_mul(size).is_none() {
         return says(Reason::Layout, "its padded width does not fit 64 bits");
     }
-    if settings.init != Init::BatchAverage && size > LONGEST_CONSTANT {
-        let message =
-            format!("a constant direction of {size} numbers is larger than any file needs");
+    if settings.rank > size {
+        let message = format!(
+            "{} directions are more than the {size} features of a sub-token",
+            settings.rank
+        );
+        return Some((Reason::NoSaving, message));
+    }
+    let length = settings.direction_length(site.features);
+    let constant = settings.init != Init::BatchAverage;
+    if length.is_none_or(|length| constant && length > LONGEST_CONSTANT) {
+        let message = format!(
+            "constant directions for {groups} groups of {size} are larger than any file needs"
+        );
         return Some((Reason::Layout, message));
     }
-    if !smaller(site, groups) {
-        let message = match groups >= site.features {
-            true => format!(
-                "{groups} scalars in the place of {} features would save nothing",
+    let (width, bytes) = (
+        settings.width(site.features),
+        settings.bytes_per_token(site.features, 4),
+    );
+    let (Some(width), Some(per_token)) = (width, bytes) else {
+        return says(Reason::Layout, "its compressed width does not fit 64 bits");
+    };
+    if !smaller(site, &settings, per_token) {
+        let message = match per_token >= site.features.saturating_mul(4) {
+            true if settings.storage == Storage::Activation => format!(
+                "{width} scalars in the place of {} features would save nothing",
                 site.features
+            ),
+            true => format!(
+                "{per_token} bytes in the place of the {} of a token would save nothing",
+                site.features.saturating_mul(4)
             ),
             false => "the compressed form and its direction would not be smaller than its input"
                 .to_owned(),
@@ -107,28 +128,24 @@ pub(super) fn less_than_a_page(
     site: &Site,
 ) -> Option<i64> {
     let settings = selection.settings(&graph.value(site.parameter).name);
-    let groups = settings.grouping.groups(site.features);
-    let size = sub_token_size(site.features, groups.max(1));
     let before = analyses.shapes.bytes(site.activation)?.as_const()?;
-    let after = site
-        .tokens
-        .as_const()?
-        .checked_mul(groups)?
-        .checked_add(size)?
-        .checked_mul(4)?;
+    let directions = settings.direction_length(site.features)?.checked_mul(4)?;
+    let tokens = site.tokens.as_const()?;
+    let after = tokens
+        .checked_mul(settings.bytes_per_token(site.features, 4)?)?
+        .checked_add(directions)?;
     before.checked_sub(after).filter(|&freed| freed < PAGE)
 }
 
-/// Whether z and v together have fewer scalars than X: N·G + M < N·D, at one token or the number
-/// that is known.
-fn smaller(site: &Site, groups: i64) -> bool {
-    let size = sub_token_size(site.features, groups.max(1));
+/// Whether z and v together have fewer bytes than X, at the number of tokens that is known, or at many.
+fn smaller(site: &Site, settings: &LayerSettings, per_token: i64) -> bool {
+    let before = i128::from(site.features) * 4;
+    let directions = settings.direction_length(site.features).unwrap_or(i64::MAX);
     match site.tokens.as_const() {
         Some(tokens) => {
-            let after = i128::from(tokens) * i128::from(groups) + i128::from(size);
-            after < i128::from(tokens) * i128::from(site.features)
+            let tokens = i128::from(tokens);
+            tokens * i128::from(per_token) + i128::from(directions) * 4 < tokens * before
         }
-        // An open number of tokens is taken to be large.
-        None => groups < site.features,
+        None => i128::from(per_token) < before,
     }
 }

@@ -9,8 +9,16 @@ use std::collections::BTreeMap;
 pub enum Init {
     /// The normalised mean over the sub-tokens of the current batch, computed in the graph.
     BatchAverage,
-    /// A fixed random unit vector.
+    /// The normalised mean over the sub-tokens of the first batch, a constant from then on.
+    FirstBatch,
+    /// The normalised moving average of the means of all batches so far, handed from step to step.
+    RunningAverage,
+    /// The first right singular vectors of the matrix of sub-tokens of a batch, constants.
+    Svd,
+    /// A fixed random unit vector, uniform on the sphere.
     Random,
+    /// A fixed random unit vector with positive entries: numbers from 0 to 1, normalised.
+    Uniform,
     /// All entries 1/√M.
     None,
 }
@@ -20,8 +28,79 @@ impl Init {
     pub fn name(self) -> &'static str {
         match self {
             Init::BatchAverage => "batch-average",
+            Init::FirstBatch => "first-batch",
+            Init::RunningAverage => "running-average",
+            Init::Svd => "svd",
+            Init::Uniform => "uniform",
             Init::Random => "random",
             Init::None => "none",
+        }
+    }
+
+    /// Whether the direction is a mean, so that there is one and no second.
+    pub fn is_mean(self) -> bool {
+        matches!(
+            self,
+            Init::BatchAverage | Init::FirstBatch | Init::RunningAverage
+        )
+    }
+
+    /// Whether the direction is computed in the graph, in every step.
+    pub fn is_computed(self) -> bool {
+        matches!(self, Init::BatchAverage | Init::RunningAverage)
+    }
+
+    /// Whether it is drawn from a seed.
+    pub fn is_drawn(self) -> bool {
+        matches!(self, Init::Random | Init::Uniform)
+    }
+
+    /// Whether it stands in the file as a constant that a batch has yet to fill.
+    pub fn is_calibrated(self) -> bool {
+        matches!(self, Init::FirstBatch | Init::Svd)
+    }
+}
+
+/// How the compressed activation is stored between the halves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// In the element type of the activation.
+    Activation,
+    /// As 16-bit floats.
+    Float16,
+    /// As 32-bit floats with 16 bits cut off.
+    BFloat16,
+    /// As 8-bit integers, with one 32-bit scale for each token.
+    Int8,
+}
+
+impl Storage {
+    /// The name on the command line, in plans and in metadata.
+    pub fn name(self) -> &'static str {
+        match self {
+            Storage::Activation => "activation",
+            Storage::Float16 => "f16",
+            Storage::BFloat16 => "bf16",
+            Storage::Int8 => "int8",
+        }
+    }
+}
+
+/// Which sub-tokens share a direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Directions {
+    /// All of them.
+    Shared,
+    /// Those that stand at one place of their tokens: one direction for each group.
+    Group,
+}
+
+impl Directions {
+    /// The name on the command line, in plans and in metadata.
+    pub fn name(self) -> &'static str {
+        match self {
+            Directions::Shared => "shared",
+            Directions::Group => "group",
         }
     }
 }
@@ -66,7 +145,64 @@ pub struct LayerSettings {
     pub scale: f64,
     /// Seed of a random direction.
     pub seed: u64,
+    /// How z is stored.
+    pub storage: Storage,
+    /// R, the number of directions that a sub-token is projected on.
+    pub rank: i64,
+    /// Which sub-tokens share directions.
+    pub directions: Directions,
+    /// How much of a running average stays in a step, from 0 to 1.
+    pub decay: f64,
 }
+
+impl LayerSettings {
+    /// The settings that nothing else is said about.
+    pub fn new(grouping: Grouping) -> Self {
+        LayerSettings {
+            grouping,
+            init: Init::BatchAverage,
+            scale: 1.0,
+            seed: 0,
+            storage: Storage::Activation,
+            rank: 1,
+            directions: Directions::Shared,
+            decay: DEFAULT_DECAY,
+        }
+    }
+
+    /// G·R, the numbers that stand for a token of D features; `None` where they do not fit 64 bits.
+    pub fn width(&self, features: i64) -> Option<i64> {
+        self.grouping.groups(features).checked_mul(self.rank)
+    }
+
+    /// The numbers of all directions of a tensor: M, or R·M, or G·R·M.
+    pub fn direction_length(&self, features: i64) -> Option<i64> {
+        let groups = self.grouping.groups(features);
+        let shared = sub_token_size(features, groups.max(1)).checked_mul(self.rank)?;
+        match self.directions {
+            Directions::Shared => Some(shared),
+            Directions::Group => shared.checked_mul(groups),
+        }
+    }
+
+    /// Whether v is one vector of M entries, rather than several.
+    pub fn has_one_direction(&self) -> bool {
+        self.rank == 1 && self.directions == Directions::Shared
+    }
+
+    /// The bytes that a token takes once compressed; `size` is that of an element of the activation.
+    pub fn bytes_per_token(&self, features: i64, size: i64) -> Option<i64> {
+        let width = self.width(features)?;
+        match self.storage {
+            Storage::Activation => width.checked_mul(size),
+            Storage::Float16 | Storage::BFloat16 => width.checked_mul(2),
+            Storage::Int8 => width.checked_add(4),
+        }
+    }
+}
+
+/// How much of a running average stays, where nothing else is said.
+pub const DEFAULT_DECAY: f64 = 0.9;
 
 /// What one layer's plan says over the settings of all.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,6 +217,14 @@ pub struct LayerPlan {
     pub scale: Option<f64>,
     /// Its own seed.
     pub seed: Option<u64>,
+    /// Its own storage of z.
+    pub storage: Option<Storage>,
+    /// Its own number of directions.
+    pub rank: Option<i64>,
+    /// Its own sharing of directions.
+    pub directions: Option<Directions>,
+    /// Its own decay of a running average.
+    pub decay: Option<f64>,
 }
 
 /// Which sites are wanted.
@@ -107,6 +251,8 @@ pub struct Selection {
     pub min_bytes: i64,
     /// Settings of all layers.
     pub defaults: LayerSettings,
+    /// Whether the user chose those, so that settings which fit no layer at all are a mistake.
+    pub chosen: bool,
     /// By parameter.
     pub layers: BTreeMap<String, LayerPlan>,
 }
@@ -119,12 +265,8 @@ impl Selection {
             include: RegexSet::empty(),
             exclude: RegexSet::empty(),
             min_bytes: 0,
-            defaults: LayerSettings {
-                grouping,
-                init: Init::BatchAverage,
-                scale: 1.0,
-                seed: 0,
-            },
+            defaults: LayerSettings::new(grouping),
+            chosen: false,
             layers: BTreeMap::new(),
         }
     }
@@ -141,6 +283,10 @@ impl Selection {
             init: plan.init.unwrap_or(self.defaults.init),
             scale: plan.scale.unwrap_or(self.defaults.scale),
             seed: plan.seed.unwrap_or(self.defaults.seed),
+            storage: plan.storage.unwrap_or(self.defaults.storage),
+            rank: plan.rank.unwrap_or(self.defaults.rank),
+            directions: plan.directions.unwrap_or(self.defaults.directions),
+            decay: plan.decay.unwrap_or(self.defaults.decay),
         }
     }
 }
@@ -148,14 +294,13 @@ impl Selection {
 impl Selection {
     /// Refuses settings that no layer can have.
     pub(super) fn check(&self) -> Result<(), SelectError> {
-        let defaults = &self.defaults;
-        check("all layers", Some(defaults.grouping), Some(defaults.scale))?;
-        let layers = self.layers.iter();
-        { layers }.try_for_each(|(layer, plan)| check(layer, plan.grouping, plan.scale))
+        check("all layers", &self.defaults)?;
+        let mut layers = self.layers.keys();
+        layers.try_for_each(|layer| check(layer, &self.settings(layer)))
     }
 }
 
-fn check(layer: &str, grouping: Option<Grouping>, scale: Option<f64>) -> Result<(), SelectError> {
+fn check(layer: &str, settings: &LayerSettings) -> Result<(), SelectError> {
     let wrong = |setting, value: &dyn std::fmt::Display, expected| {
         Err(SelectError::Setting {
             setting,
@@ -164,20 +309,35 @@ fn check(layer: &str, grouping: Option<Grouping>, scale: Option<f64>) -> Result<
             expected,
         })
     };
-    match grouping {
-        Some(Grouping::Groups(number)) if number < 1 => {
+    match settings.grouping {
+        Grouping::Groups(number) if number < 1 => {
             return wrong("the number of groups", &number, "at least 1");
         }
-        Some(Grouping::SubTokenSize(number)) if number < 1 => {
+        Grouping::SubTokenSize(number) if number < 1 => {
             return wrong("the sub-token size", &number, "at least 1");
         }
         _ => {}
     }
-    match scale {
-        // It is written as a 32-bit float.
-        Some(scale) if !(scale as f32).is_finite() => {
-            wrong("the scale", &scale, "a finite 32-bit float")
-        }
-        _ => Ok(()),
+    // It is written as a 32-bit float.
+    if !(settings.scale as f32).is_finite() {
+        return wrong("the scale", &settings.scale, "a finite 32-bit float");
     }
+    if settings.rank < 1 {
+        return wrong("the rank", &settings.rank, "at least 1");
+    }
+    if settings.rank > 1 && settings.init.is_mean() {
+        return wrong(
+            "the rank",
+            &settings.rank,
+            "1 with a mean, which is one direction (svd, random, uniform and none have more)",
+        );
+    }
+    if settings.directions == Directions::Group && settings.init == Init::None {
+        let same = "shared with init none, whose directions are the same for every group";
+        return wrong("directions", &settings.directions.name(), same);
+    }
+    if !(0.0..1.0).contains(&settings.decay) {
+        return wrong("the decay", &settings.decay, "from 0 to below 1");
+    }
+    Ok(())
 }

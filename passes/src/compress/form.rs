@@ -1,0 +1,247 @@
+//! The compressed form of an activation: directions, projections, and how those are stored.
+
+use super::Emit;
+use super::direction;
+use crate::ops::{Op, Variant};
+use crate::proto::{float, int, metadata as entry};
+use crate::select::{Directions, Init, LayerSettings, Storage, sub_token_size};
+use velora_graph::analysis::sites::Site;
+use velora_graph::ir::ValueId;
+use velora_graph::onnx::schema::{
+    NodeProto, StringStringEntryProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    tensor_shape_proto::{Dimension, dimension},
+    type_proto,
+};
+use velora_graph::shapes::DataType;
+use velora_graph::text::ParseError;
+
+/// The compressed form of one activation.
+pub(super) struct Compressed {
+    /// The view of X that z has the leading axes of.
+    pub input: ValueId,
+    /// z as X is, [..., G·R], where it is stored so.
+    pub z: Option<String>,
+    /// v `[M]`, or [R, M], or [G, R, M].
+    pub v: String,
+    /// G.
+    pub groups: i64,
+    /// What decides which body its operators have.
+    pub variant: Variant,
+    /// What lives from forward into backward.
+    stored: Stored,
+}
+
+/// z as rows, [N, G·R], in the type in which it is kept.
+enum Stored {
+    /// In the activation's.
+    AsIs(String),
+    /// In another floating-point type; with the activation's.
+    Cast(String, DataType),
+    /// As 8-bit integers, and the scale of each row.
+    Quantized(String, String),
+}
+
+impl Emit<'_> {
+    /// v and z right behind X.
+    pub(super) fn compress(
+        &mut self,
+        site: &Site,
+        settings: &LayerSettings,
+    ) -> Result<Compressed, ParseError> {
+        let groups = settings.grouping.groups(site.features);
+        let size = sub_token_size(site.features, groups);
+        let variant = Variant {
+            padded: groups * size != site.features,
+            transposed: false,
+            several: !settings.has_one_direction(),
+        };
+        let tensor = self.name(site.activation).to_owned();
+        let x = self.name(site.input).to_owned();
+        let producer = self.graph.producer(site.input);
+        let origin = producer
+            .map(|p| self.graph.node(p).label(self.graph))
+            .unwrap_or_default();
+        let metadata = self.metadata(&origin, ("tensor", &tensor), settings, groups);
+        let (mut nodes, v) = self.direction(site, settings, variant, &metadata)?;
+        let z = self.fresh(format!("velora.{tensor}.z"));
+        nodes.extend(self.call(
+            Op::Compress,
+            variant,
+            &[&x, &v],
+            &[&z],
+            &[int("groups", groups)],
+            &metadata,
+        )?);
+        let kind = self.analyses.shapes.of(site.input);
+        let data_type = kind.data_type.unwrap_or(DataType::FLOAT);
+        let axes = kind.shape.as_ref().map_or(2, Vec::len);
+        let width = groups * settings.rank;
+        let rows = match axes {
+            2 => z.clone(),
+            _ => {
+                let rows = self.fresh(format!("velora.{tensor}.z_rows"));
+                nodes.push(self.reshape(&z, &rows, width, &metadata));
+                rows
+            }
+        };
+        let (storing, stored) = self.store(rows, &tensor, (settings, data_type), &metadata)?;
+        nodes.extend(storing);
+        match producer {
+            Some(producer) => self.patch.insert_after(producer, nodes),
+            None => self.patch.insert_front(nodes),
+        }
+        Ok(Compressed {
+            input: site.input,
+            z: matches!(stored, Stored::AsIs(_)).then_some(z),
+            v,
+            groups,
+            variant,
+            stored,
+        })
+    }
+
+    /// The nodes that make v, where it is no constant, and its name.
+    fn direction(
+        &mut self,
+        site: &Site,
+        settings: &LayerSettings,
+        variant: Variant,
+        metadata: &[StringStringEntryProto],
+    ) -> Result<(Vec<NodeProto>, String), ParseError> {
+        let tensor = self.name(site.activation).to_owned();
+        let x = self.name(site.input).to_owned();
+        // The next value of a state is found by its name.
+        let (v, next) = loop {
+            let v = self.fresh(format!("velora.{tensor}.v"));
+            let wanted = format!("{v}.next");
+            let next = self.fresh(wanted.clone());
+            if next == wanted {
+                break (v, next);
+            }
+        };
+        if !settings.init.is_computed() {
+            let features = site.features;
+            let constant = direction::constant(&v, (&tensor, &x), features, settings);
+            self.patch.add_initializer(constant);
+            return Ok((Vec::new(), v));
+        }
+        let groups = settings.grouping.groups(site.features);
+        let op = match settings.directions {
+            Directions::Shared => Op::MeanDirection,
+            Directions::Group => Op::MeanDirections,
+        };
+        let mean_of_x = |emit: &mut Self, to: &str| {
+            let attributes = [int("groups", groups)];
+            emit.call(op, variant, &[&x], &[to], &attributes, metadata)
+        };
+        if settings.init != Init::RunningAverage {
+            return Ok((mean_of_x(self, &v)?, v));
+        }
+        // The state starts as zeros, so that the first step takes the mean of its batch.
+        let state = direction::zeros(&v, site.features, settings);
+        let info = |name: &str| float_info(name, &state.dims);
+        self.patch.add_input(info(&v));
+        self.patch.add_output(info(&next));
+        self.patch.add_initializer(state.clone());
+        let mean = self.fresh(format!("velora.{tensor}.mean"));
+        let mut nodes = mean_of_x(self, &mean)?;
+        nodes.extend(self.call(
+            Op::RunningDirection,
+            variant,
+            &[&v, &mean],
+            &[&next],
+            &[float("decay", settings.decay as f32)],
+            metadata,
+        )?);
+        Ok((nodes, next))
+    }
+
+    /// From z as rows to what is kept.
+    fn store(
+        &mut self,
+        rows: String,
+        tensor: &str,
+        (settings, data_type): (&LayerSettings, DataType),
+        metadata: &[StringStringEntryProto],
+    ) -> Result<(Vec<NodeProto>, Stored), ParseError> {
+        let to = match settings.storage {
+            Storage::Float16 => DataType::FLOAT16,
+            Storage::BFloat16 => DataType::BFLOAT16,
+            Storage::Int8 => {
+                let short = self.fresh(format!("velora.{tensor}.z_int8"));
+                let scale = self.fresh(format!("velora.{tensor}.z_scale"));
+                let variant = Variant::default();
+                let outputs = [short.as_str(), &scale];
+                let nodes = self.call(Op::Quantize, variant, &[&rows], &outputs, &[], metadata)?;
+                return Ok((nodes, Stored::Quantized(short, scale)));
+            }
+            Storage::Activation => data_type,
+        };
+        if to == data_type {
+            return Ok((Vec::new(), Stored::AsIs(rows)));
+        }
+        let short = self.fresh(format!("velora.{tensor}.z_{}", settings.storage.name()));
+        // It is a part of the compression: it runs in the forward half.
+        let mut node = self.cast(&rows, &short, to, metadata);
+        node.metadata_props.push(entry("op", Op::Compress.name()));
+        Ok((vec![node], Stored::Cast(short, data_type)))
+    }
+
+    /// From what is kept to z as rows, for the gradient of one parameter: a copy for each, so that none
+    /// lives from one to the next.
+    pub(super) fn load(
+        &mut self,
+        form: &Compressed,
+        parameter: &str,
+        metadata: &[StringStringEntryProto],
+    ) -> Result<(Vec<NodeProto>, String), ParseError> {
+        match &form.stored {
+            Stored::AsIs(rows) => Ok((Vec::new(), rows.clone())),
+            Stored::Cast(short, data_type) => {
+                let z = self.fresh(format!("velora.{parameter}.z"));
+                Ok((vec![self.cast(short, &z, *data_type, metadata)], z))
+            }
+            Stored::Quantized(short, scale) => {
+                let z = self.fresh(format!("velora.{parameter}.z"));
+                let inputs = [short.as_str(), scale];
+                let variant = Variant::default();
+                let nodes = self.call(Op::Dequantize, variant, &inputs, &[&z], &[], metadata)?;
+                Ok((nodes, z))
+            }
+        }
+    }
+
+    fn cast(
+        &self,
+        from: &str,
+        to: &str,
+        data_type: DataType,
+        metadata: &[StringStringEntryProto],
+    ) -> NodeProto {
+        NodeProto {
+            attribute: vec![int("to", i64::from(data_type.0))],
+            ..self.plain("Cast", &[from], to, metadata)
+        }
+    }
+}
+
+/// The declaration of 32-bit floats.
+fn float_info(name: &str, dims: &[i64]) -> ValueInfoProto {
+    let dims = dims.iter().map(|&size| Dimension {
+        value: Some(dimension::Value::DimValue(size)),
+        ..Default::default()
+    });
+    ValueInfoProto {
+        name: Some(name.to_owned()),
+        r#type: Some(TypeProto {
+            value: Some(type_proto::Value::TensorType(type_proto::Tensor {
+                elem_type: Some(DataType::FLOAT.0),
+                shape: Some(TensorShapeProto {
+                    dim: dims.collect(),
+                }),
+            })),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,188 @@
+//! Replaces saved activations by their compressed form, and the weight gradient by its factored form.
+//!
+//! For an activation X [..., D] with sub-tokens of M features and a unit direction `v [M]`, right
+//! behind X: `z[n, g] = Σ_m X[n, g·M+m]·v[m]`. For each site on it, in the place of the contraction:
+//! `P = zᵀdY` [G, O] and `dW[g·M+m, o] = s·v[m]·P[g, o]` (arXiv 2405.17991; DESIGN §3). Where the
+//! product does more than the contraction (a `Gemm` that also adds), it stays and reads the
+//! reconstructed X̂ instead of X. With R directions, z is [..., G·R], and the products are sums over
+//! them; docs/numerics.md has the formulas.
+//!
+//! Everything else keeps its nodes, names and order, so that forward values and input gradients are
+//! bit for bit what they were.
+
+mod direction;
+mod form;
+mod weight_grad;
+
+use crate::names::Names;
+use crate::ops::{self, Op, Variant};
+use crate::proto::{int_vector, metadata, node, version};
+use crate::select::{Decision, Directions, LayerSettings, Storage};
+use form::Compressed;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use velora_graph::analysis::Analyses;
+use velora_graph::analysis::sites::Site;
+use velora_graph::ir::{Graph, Model, Patch, ValueId};
+use velora_graph::onnx::schema::{AttributeProto, NodeProto, StringStringEntryProto};
+use velora_graph::text::ParseError;
+
+/// The name of the pass.
+pub const NAME: &str = "compress";
+
+/// The patch that rewrites the decided sites.
+///
+/// # Errors
+/// Only where the text of an operator's body is broken, which a test excludes.
+pub fn compress(
+    model: &Model,
+    analyses: &Analyses,
+    decisions: &[Decision],
+    inline: bool,
+) -> Result<Patch, ParseError> {
+    let chosen: Vec<(&Decision, &Site)> = (decisions.iter())
+        .filter(|d| d.rewritten())
+        .filter_map(|d| Some((d, d.site.as_ref()?)))
+        .collect();
+    let reason = format!(
+        "{} weight gradients from compressed activations",
+        chosen.len()
+    );
+    let mut emit = Emit {
+        graph: &model.graph,
+        analyses,
+        names: Names::new(&model.graph),
+        patch: Patch::new(NAME, reason),
+        used: BTreeMap::new(),
+        inline,
+    };
+    let mut compressed: BTreeMap<ValueId, Compressed> = BTreeMap::new();
+    for (decision, site) in &chosen {
+        let form = match compressed.entry(site.activation) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(emit.compress(site, &decision.settings)?),
+        };
+        match site.plain {
+            true => emit.factored(site, &decision.settings, form)?,
+            false => emit.reconstructed(site, &decision.settings, form)?,
+        }
+    }
+    let Emit {
+        mut patch, used, ..
+    } = emit;
+    if !inline && !used.is_empty() {
+        let opset = model.opset("").unwrap_or(ops::OLDEST_OPSET);
+        for (op, variants) in used {
+            patch.add_function(ops::function(op, &variants, opset)?);
+        }
+        patch.import(ops::DOMAIN, ops::VERSION);
+    }
+    Ok(patch)
+}
+
+struct Emit<'a> {
+    graph: &'a Graph,
+    analyses: &'a Analyses,
+    names: Names,
+    patch: Patch,
+    /// Which variants of which operators are called.
+    used: BTreeMap<Op, BTreeSet<Variant>>,
+    inline: bool,
+}
+
+impl Emit<'_> {
+    fn name(&self, value: ValueId) -> &str {
+        &self.graph.value(value).name
+    }
+
+    fn fresh(&mut self, wanted: String) -> String {
+        self.names.fresh(wanted)
+    }
+
+    /// A call of one of our operators: one node, or its body's.
+    fn call(
+        &mut self,
+        op: Op,
+        variant: Variant,
+        inputs: &[&str],
+        outputs: &[&str],
+        attributes: &[AttributeProto],
+        metadata: &[StringStringEntryProto],
+    ) -> Result<Vec<NodeProto>, ParseError> {
+        let output = outputs.first().copied().unwrap_or_default();
+        let call = NodeProto {
+            name: Some(format!("{}:{}", op.name(), output)),
+            domain: Some(ops::DOMAIN.to_owned()),
+            attribute: attributes.to_vec(),
+            metadata_props: metadata.to_vec(),
+            output: outputs.iter().map(|&o| o.to_owned()).collect(),
+            ..node(op.name(), inputs, output)
+        };
+        if self.inline {
+            let owner = match output.strip_prefix("velora.") {
+                Some(owner) => owner.to_owned(),
+                None => output.to_owned(),
+            };
+            return ops::expand(op, variant, &call, |inner| {
+                self.fresh(format!("velora.{owner}.{inner}"))
+            });
+        }
+        self.used.entry(op).or_default().insert(variant);
+        Ok(vec![call])
+    }
+
+    /// A standard node of ours.
+    fn plain(
+        &self,
+        op: &str,
+        inputs: &[&str],
+        output: &str,
+        metadata: &[StringStringEntryProto],
+    ) -> NodeProto {
+        NodeProto {
+            name: Some(output.to_owned()),
+            metadata_props: metadata.to_vec(),
+            ..node(op, inputs, output)
+        }
+    }
+
+    /// A view as rows of `width` elements.
+    fn reshape(
+        &mut self,
+        input: &str,
+        output: &str,
+        width: i64,
+        metadata: &[StringStringEntryProto],
+    ) -> NodeProto {
+        let shape = self.fresh(format!("{output}_shape"));
+        self.patch.add_initializer(int_vector(&shape, &[-1, width]));
+        self.plain("Reshape", &[input, &shape], output, metadata)
+    }
+
+    /// Where a new node comes from, which tensor or parameter it stands for, and how it was made.
+    fn metadata(
+        &self,
+        origin: &str,
+        (what, name): (&str, &str),
+        settings: &LayerSettings,
+        groups: i64,
+    ) -> Vec<StringStringEntryProto> {
+        let mut entries = vec![
+            metadata("origin", origin),
+            metadata(what, name),
+            metadata("groups", &groups.to_string()),
+            metadata("init", settings.init.name()),
+        ];
+        if settings.rank > 1 {
+            entries.push(metadata("rank", &settings.rank.to_string()));
+        }
+        if settings.directions != Directions::Shared {
+            entries.push(metadata("directions", settings.directions.name()));
+        }
+        if settings.storage != Storage::Activation {
+            entries.push(metadata("storage", settings.storage.name()));
+        }
+        entries.push(version());
+        entries
+    }
+}
