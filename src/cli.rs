@@ -1,7 +1,9 @@
 //! Arguments only; what they do is in `commands/`.
 
+mod calibrate;
 mod run;
 
+pub use calibrate::CalibrateArguments;
 pub use run::{Device, OptimizerKind, ParameterInit, RunArguments, ScheduleKind};
 
 use crate::io::is_one_place;
@@ -43,6 +45,8 @@ pub struct Arguments {
 pub enum Command {
     /// Show where the memory goes, what could be freed, and what keeps it alive
     Inspect(InspectArguments),
+    /// Fill the directions of a graph rewritten with --init first-batch or svd, from a batch of data
+    Calibrate(CalibrateArguments),
     /// Train a graph, original or rewritten, on this machine
     Run(Box<RunArguments>),
     /// Print a model in the ONNX textual syntax
@@ -315,6 +319,10 @@ impl Arguments {
                 (&inspect.graph.source, outputs, None)
             }
             (Some(Command::Run(run)), _) => (&run.source, run.outputs(), None),
+            (Some(Command::Calibrate(calibrate)), _) => {
+                let outputs = vec![("-o", Some(calibrate.output.clone()))];
+                (&calibrate.source, outputs, None)
+            }
             (None, Some(optimize)) => {
                 let selection = &optimize.selection;
                 let mut outputs = vec![

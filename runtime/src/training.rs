@@ -11,6 +11,7 @@ use crate::ops::accumulate::Accumulate;
 use crate::ops::elementwise;
 use crate::plan::Region;
 use crate::program::{Operation, Program, Source, TensorId, Trained};
+use crate::session::directions::MEASURE;
 use crate::tensor::TensorType;
 use std::collections::BTreeSet;
 use velora_graph::analysis::roles::Roles;
@@ -29,6 +30,10 @@ pub struct Signature {
     /// Inputs that the graph updates itself, and the outputs with their new values: a graph with the
     /// optimiser inside has them in place of gradients.
     pub updated: Vec<(usize, usize)>,
+    /// Inputs with a direction that moves from step to step, and the outputs with the next one.
+    pub directions: Vec<(usize, usize)>,
+    /// Outputs that measure activations, for directions that are still to be filled.
+    pub measured: Vec<usize>,
     /// All other inputs: the batch, and parameters that are not trained.
     pub others: Vec<usize>,
 }
@@ -64,9 +69,23 @@ impl Signature {
             logits: { graph.outputs().iter() }.position(|&v| graph.value(v).name == "logits"),
             trained: Vec::new(),
             updated: Vec::new(),
+            directions: Vec::new(),
+            measured: Vec::new(),
             others: Vec::new(),
         };
         let mut taken = BTreeSet::new();
+        for &(last, next) in &roles.directions {
+            if let (Some(from), Some(to)) = (input(last), output(next)) {
+                taken.insert(from);
+                signature.directions.push((from, to));
+            }
+        }
+        for (position, &value) in graph.outputs().iter().enumerate() {
+            let made = graph.producer(value).map(|id| graph.node(id));
+            if made.is_some_and(|node| node.velora_op() == Some(MEASURE)) {
+                signature.measured.push(position);
+            }
+        }
         for (_, made, from, to) in pairs {
             taken.insert(from);
             if inside {
@@ -144,9 +163,22 @@ pub struct Wired {
     pub loss: TensorId,
     /// The logits, where the graph gives them.
     pub logits: Option<TensorId>,
+    /// What measures activations; dropped, unless [`Wired::measure`] asks for it.
+    measured: Vec<TensorId>,
 }
 
 impl Wired {
+    /// Leaves only the measurements to be computed.
+    pub fn measure(&mut self) {
+        self.program.outputs = self.measured.clone();
+        self.forget_gradients();
+    }
+
+    /// What [`Wired::measure`] leaves, in the order of [`Signature::measured`].
+    pub fn measured(&self) -> &[TensorId] {
+        &self.measured
+    }
+
     /// Leaves only the loss and the logits to be computed. Gradients keep their places, so that the
     /// plan's parameters lie where those of a training plan do.
     pub fn forget_gradients(&mut self) {
@@ -193,6 +225,12 @@ pub fn wire(
     let mut results = vec![loss];
     results.extend(logits.filter(|&l| l != loss));
     program.outputs = results;
+    let measured = signature.measured.iter().map(|&position| outputs[position]);
+    let measured: Vec<TensorId> = measured.collect();
+    for &(input, output) in &signature.directions {
+        program.input_regions[input] = Region::Parameters;
+        write_back(&mut program, graph, (input, output), &outputs)?;
+    }
     for parameter in &signature.trained {
         program.input_regions[parameter.input] = Region::Parameters;
         let name = graph.value(graph.inputs()[parameter.input]).name.clone();
@@ -266,6 +304,7 @@ pub fn wire(
         program,
         loss,
         logits,
+        measured,
     })
 }
 
@@ -326,21 +365,35 @@ fn carry(
             Some(true) => Region::Parameters,
             _ => Region::Optimizer,
         };
-        let (from, name) = (
-            outputs[output],
-            graph.value(graph.inputs()[input]).name.clone(),
-        );
-        let (old, new) = (program.ty(into).clone(), program.ty(from).clone());
-        if old != new {
-            return Err(LowerError::Value {
-                name,
-                refusal: Refusal(format!("the graph updates {old} with {new}")),
-            });
-        }
-        let to = program.add(name.clone(), old, Source::Update(into));
-        copy(program, from, to, &name);
-        program.carried.push(to);
+        write_back(program, graph, (input, output), outputs)?;
     }
+    Ok(())
+}
+
+/// Writes an output over the input whose next value it is.
+fn write_back(
+    program: &mut Program,
+    graph: &Graph,
+    (input, output): (usize, usize),
+    outputs: &[TensorId],
+) -> Result<(), LowerError> {
+    let Some(into) = program.inputs[input] else {
+        return Ok(());
+    };
+    let (from, name) = (
+        outputs[output],
+        graph.value(graph.inputs()[input]).name.clone(),
+    );
+    let (old, new) = (program.ty(into).clone(), program.ty(from).clone());
+    if old != new {
+        return Err(LowerError::Value {
+            name,
+            refusal: Refusal(format!("the graph updates {old} with {new}")),
+        });
+    }
+    let to = program.add(name.clone(), old, Source::Update(into));
+    copy(program, from, to, &name);
+    program.carried.push(to);
     Ok(())
 }
 

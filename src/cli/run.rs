@@ -176,7 +176,7 @@ impl RunArguments {
     }
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(super) fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err("expected a whole number of at least 1".to_owned()),
@@ -184,7 +184,7 @@ fn positive(text: &str) -> Result<usize, String> {
 }
 
 /// Each thread has a stack of its own, so that a slip of the finger could take all memory.
-fn threads(text: &str) -> Result<usize, String> {
+pub(super) fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number <= 1024 => Ok(number),
         _ => Err("expected a whole number up to 1024".to_owned()),

@@ -1,5 +1,6 @@
 //! One file for each command, and what the ones that analyse a graph share.
 
+pub mod calibrate;
 pub mod completions;
 pub mod inspect;
 pub mod man;
@@ -7,7 +8,7 @@ pub mod optimize;
 pub mod print;
 pub mod run;
 
-use crate::cli::{GraphArguments, SourceArguments, is_stream};
+use crate::cli::{GraphArguments, ParameterInit, SourceArguments, is_stream};
 use crate::dims::sizes;
 use crate::io::{Input, write_text};
 use crate::report::{Report, Style, View, html, inspected, json, optimized};
@@ -15,7 +16,10 @@ use anyhow::{Context, Result, bail};
 use std::path::Path;
 use velora_graph::analysis::Settings;
 use velora_graph::analysis::roles::{Hints, Roles};
+use velora_graph::inline::inline;
 use velora_graph::ir::Model;
+use velora_runtime::session::directions::{self, Unfilled};
+use velora_runtime::session::init::Scheme;
 
 /// A training graph, ready for the analyses.
 struct Loaded {
@@ -57,6 +61,43 @@ impl Loaded {
             model,
             settings: Settings { hints, sizes },
         })
+    }
+}
+
+impl Loaded {
+    /// Takes functions apart: the runtime knows operators, not functions.
+    ///
+    /// # Errors
+    /// Where a function calls itself, or is not there.
+    fn inline(&mut self) -> Result<()> {
+        let functions = &self.model.shell.functions;
+        if functions.iter().any(|f| f.domain() != "ai.velora") {
+            let inlined = inline(self.model.to_proto()).with_context(|| self.name.clone())?;
+            self.model = Model::from_proto(inlined).with_context(|| self.name.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Directions that a batch has yet to fill; the model measures what they are filled with then.
+    ///
+    /// # Errors
+    /// Where what the file says of them cannot be understood.
+    fn measure(&mut self) -> Result<Vec<Unfilled>> {
+        let unfilled = directions::unfilled(&self.model).with_context(|| self.name.clone())?;
+        if !unfilled.is_empty() {
+            let measuring = directions::measuring(self.model.clone(), &unfilled);
+            self.model = measuring.with_context(|| self.name.clone())?;
+        }
+        Ok(unfilled)
+    }
+}
+
+impl From<ParameterInit> for Scheme {
+    fn from(init: ParameterInit) -> Self {
+        match init {
+            ParameterInit::Normal => Scheme::Normal,
+            ParameterInit::Kaiming => Scheme::Kaiming,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! `run`: trains a graph on this machine.
 
 use super::{Loaded, warn_of_doubtful};
-use crate::cli::{Device, OptimizerKind, ParameterInit, RunArguments, ScheduleKind, is_stream};
+use crate::cli::{Device, OptimizerKind, RunArguments, ScheduleKind, is_stream};
 use crate::io::{print, write_text};
 use crate::report::run::{Outcome, RegionBytes, Scored, table};
 use anyhow::{Context, Result, bail};
@@ -12,8 +12,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use velora_graph::analysis::partition::Partition;
 use velora_graph::analysis::roles::roles;
-use velora_graph::inline::inline;
-use velora_graph::ir::Model;
 use velora_graph::onnx::write::{check_replaceable, replace};
 use velora_runtime::backend::{Backend, Observer};
 use velora_runtime::cpu::Cpu;
@@ -21,8 +19,8 @@ use velora_runtime::data::batches::{Batches, Last};
 use velora_runtime::data::{self, safetensors};
 use velora_runtime::plan::show;
 use velora_runtime::session::checkpoint;
+use velora_runtime::session::directions;
 use velora_runtime::session::evaluation::Evaluation;
-use velora_runtime::session::init::Scheme;
 use velora_runtime::session::optimizer::Optimizer;
 use velora_runtime::session::profile::Profile;
 use velora_runtime::session::schedule::{Decay, Schedule};
@@ -40,15 +38,10 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     }
     check_outputs(arguments)?;
     let mut loaded = Loaded::read(&arguments.source)?;
-    let functions = &loaded.model.shell.functions;
-    if functions
-        .iter()
-        .any(|function| function.domain() != "ai.velora")
-    {
-        // The runtime knows operators, not functions.
-        let inlined = inline(loaded.model.to_proto()).with_context(|| loaded.name.clone())?;
-        loaded.model = Model::from_proto(inlined).with_context(|| loaded.name.clone())?;
-    }
+    loaded.inline()?;
+    // Of the graph as it is in the file.
+    let model_signature = signature(&loaded);
+    let unfilled = loaded.measure()?;
     let name = &loaded.name;
     let graph = &loaded.model.graph;
     let roles = roles(graph, &loaded.settings.hints).with_context(|| name.clone())?;
@@ -72,7 +65,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         accumulate: arguments.accumulate,
         clip: arguments.clip,
         seed: arguments.seed,
-        model: signature(&loaded),
+        model: model_signature,
     };
     let options = Options {
         data: &train,
@@ -86,12 +79,10 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         },
         shuffle: !arguments.no_shuffle,
         parameters: parameters.as_ref(),
-        init: arguments.init_params.map(|kind| match kind {
-            ParameterInit::Normal => Scheme::Normal,
-            ParameterInit::Kaiming => Scheme::Kaiming,
-        }),
+        init: arguments.init_params.map(Into::into),
         settings,
         folder: arguments.source.model.parent(),
+        unfilled: &unfilled,
     };
     let mut started =
         start(&loaded.model, &roles, &partition, options, &cpu).with_context(|| name.clone())?;
@@ -112,6 +103,12 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     });
     if let Some(checkpoint) = &resumed {
         started.session.resume(checkpoint)?;
+    }
+    if !unfilled.is_empty() && resumed.is_none() && !arguments.source.quiet {
+        eprintln!(
+            "velora-opt: the first batch fills the directions of {}",
+            directions::names(&unfilled)
+        );
     }
     if let Some(path) = &arguments.plan_json {
         write_text(path, &show::json(started.session.plan())?)?;

@@ -144,9 +144,13 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
         }
     };
     others.retain(|&value| value != loss);
-    let told: BTreeSet<ValueId> = directions.iter().map(|&(_, next)| next).collect();
+    // What nodes of ours make is known.
+    let ours = |output: ValueId| {
+        let made = graph.producer(output).map(|node| graph.node(node));
+        made.is_some_and(|node| node.velora_op().is_some())
+    };
     let untold: Vec<ValueId> = { others.iter().copied() }
-        .filter(|output| !told.contains(output))
+        .filter(|&output| !ours(output))
         .collect();
     let doubtful = doubtful(graph, &gradients, &untold);
     Ok(Roles {

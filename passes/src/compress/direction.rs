@@ -7,8 +7,8 @@ use velora_graph::onnx::schema::TensorProto;
 /// A constant of directions: v `[M]`, or [R, M], or [G, R, M] where each group has its own.
 ///
 /// Directions that a batch has yet to fill are the first of [`basis`] until then; the metadata of the
-/// constant says what fills it (`velora.init`), from which value (`velora.input`), and that nothing has
-/// (`velora.calibrated`).
+/// constant says what fills it (`velora.init`), from which value (`velora.input`, `velora.features`), and
+/// that nothing has (`velora.calibrated`).
 pub fn constant(
     name: &str,
     (tensor, input): (&str, &str),
@@ -39,6 +39,7 @@ pub fn constant(
         constant.metadata_props = vec![
             metadata("init", settings.init.name()),
             metadata("input", input),
+            metadata("features", &features.to_string()),
             metadata("groups", &groups.to_string()),
             metadata("calibrated", "no"),
         ];

@@ -3,6 +3,7 @@
 //! One file per family of operations, under the name that it has in [`crate::ops`].
 
 pub mod accumulate;
+pub mod directions;
 pub mod elementwise;
 pub mod gemm;
 pub(crate) mod in_place;
@@ -79,6 +80,7 @@ impl Backend for Cpu {
             Op::Normalize(op) => normalize::workspace(op, &machine, inputs, outputs),
             Op::Loss(op) => loss::workspace(op, &machine, inputs, outputs),
             Op::Velora(op) => velora::workspace(op, &machine, inputs, outputs),
+            Op::Directions(op) => directions::workspace(op, &machine, inputs, outputs),
             Op::Movement(op) => movement::workspace(op, &machine, inputs, outputs),
             Op::Index(op) => index::workspace(op, &machine, inputs, outputs),
             Op::Random(op) => random::workspace(op, &machine, inputs, outputs),
@@ -102,6 +104,7 @@ fn execute(op: &Op, call: Call<'_>, context: &StepContext) -> Result<(), String>
         Op::Normalize(op) => normalize::execute(op, context, call),
         Op::Loss(op) => loss::execute(op, context, call),
         Op::Velora(op) => velora::execute(op, context, call),
+        Op::Directions(op) => directions::execute(op, context, call),
         Op::Movement(op) => movement::execute(op, context, call),
         Op::Index(op) => index::execute(op, context, call),
         Op::Random(op) => random::execute(op, context, call),

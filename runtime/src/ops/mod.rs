@@ -5,6 +5,7 @@
 //! everything that a backend needs: attributes are resolved, optional inputs given, axes counted from 0.
 
 pub mod accumulate;
+pub mod directions;
 pub mod elementwise;
 pub mod index;
 pub mod loss;
@@ -34,8 +35,10 @@ pub enum Op {
     Normalize(normalize::Normalize),
     /// Losses, with their gradients.
     Loss(loss::Loss),
-    /// The operators of `ai.velora`.
+    /// The operators of `ai.velora` with one direction.
     Velora(velora::Velora),
+    /// Those with several, and what directions and projections are made of and stored as.
+    Directions(directions::Directions),
     /// What moves, repeats or cuts elements, and makes constant ones.
     Movement(movement::Movement),
     /// What reads or writes at places given by a tensor.
@@ -91,6 +94,7 @@ impl Op {
             Op::Normalize(op) => op.name(),
             Op::Loss(op) => op.name(),
             Op::Velora(op) => op.name(),
+            Op::Directions(op) => op.name(),
             Op::Movement(op) => op.name(),
             Op::Index(op) => op.name(),
             Op::Random(op) => op.name(),
@@ -102,7 +106,11 @@ impl Op {
 
     /// Whether the operation runs as soon as it can: compressions, so that their input can die.
     pub fn is_eager(&self) -> bool {
-        matches!(self, Op::Velora(op) if op.compresses())
+        match self {
+            Op::Velora(op) => op.compresses(),
+            Op::Directions(op) => op.compresses(),
+            _ => false,
+        }
     }
 
     /// Which input an output may be written over, where that input dies in the operation and has the
@@ -116,6 +124,7 @@ impl Op {
             Op::Normalize(op) => op.in_place(),
             Op::Loss(op) => op.in_place(),
             Op::Velora(op) => op.in_place(),
+            Op::Directions(op) => op.in_place(),
             Op::Movement(op) => op.in_place(),
             Op::Index(op) => op.in_place(),
             Op::Random(op) => op.in_place(),

@@ -1,5 +1,7 @@
-//! The operators of `ai.velora`: compressed activations and what is computed from them.
+//! The operators of `ai.velora`: compressed activations and what is computed from them, with one direction.
+//! Those with several become operations of [`super::directions`].
 
+use super::directions::{self, Directions};
 use super::matmul::transposed_product;
 use super::{Family, Op};
 use crate::lower::{Lowering, Refusal};
@@ -11,6 +13,10 @@ pub const FAMILY: Family = Family {
     operators: &[
         ("ai.velora", "Compress"),
         ("ai.velora", "MeanDirection"),
+        ("ai.velora", "MeanDirections"),
+        ("ai.velora", "RunningDirection"),
+        ("ai.velora", "Quantize"),
+        ("ai.velora", "Dequantize"),
         ("ai.velora", "Reconstruct"),
         ("ai.velora", "FactoredWeightGrad"),
     ],
@@ -123,42 +129,50 @@ fn expect(what: &str, ty: &TensorType, elements: usize) -> Result<(), Refusal> {
 }
 
 fn lower(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Refusal> {
+    if matches!(node.op(), "RunningDirection" | "Quantize" | "Dequantize") {
+        return directions::lower(lowering, node);
+    }
     let groups = positive(node, "groups")?;
     let first = lowering.input(node, 0)?;
     let ty = lowering.ty(first);
     let (rows, last) = rows_of(&ty)?;
+    let mut sizes = SubTokens {
+        rows,
+        features: last,
+        groups,
+    };
+    let mut inputs = vec![Some(first)];
     let op = match node.op() {
         "FactoredWeightGrad" => return factored_weight_grad(lowering, node, groups),
-        "Reconstruct" => {
-            let features = positive(node, "features")?;
-            expect("the compressed activation", &ty, rows * groups)?;
-            let sizes = SubTokens {
-                rows,
-                features,
-                groups,
-            };
-            Velora::Spread { sizes, scale: 1.0 }
-        }
+        "MeanDirection" => Op::Velora(Velora::MeanDirection(sizes)),
+        "MeanDirections" => Op::Directions(Directions::Means(sizes)),
         op => {
-            let sizes = SubTokens {
-                rows,
-                features: last,
-                groups,
-            };
-            match op {
-                "Compress" => Velora::Compress(sizes),
-                _ => Velora::MeanDirection(sizes),
+            let reconstruct = op == "Reconstruct";
+            if reconstruct {
+                sizes.features = positive(node, "features")?;
+            }
+            let v = lowering.input(node, 1)?;
+            inputs.push(Some(v));
+            let sets = directions::sets(lowering, v, sizes)?;
+            match sets {
+                None => expect("the direction", &lowering.ty(v), sizes.size())?,
+                Some(_) => {}
+            }
+            let width = sets.map_or(groups, |sets| sets.width());
+            if reconstruct {
+                expect("the compressed activation", &ty, rows * width)?;
+            }
+            let scale = 1.0;
+            match (reconstruct, sets) {
+                (false, None) => Op::Velora(Velora::Compress(sizes)),
+                (true, None) => Op::Velora(Velora::Spread { sizes, scale }),
+                (false, Some(sets)) => Op::Directions(Directions::Project(sets)),
+                (true, Some(sets)) => Op::Directions(Directions::Spread { sets, scale }),
             }
         }
     };
-    let mut inputs = vec![Some(first)];
-    if let Velora::Compress(sizes) | Velora::Spread { sizes, .. } = &op {
-        let direction = lowering.input(node, 1)?;
-        expect("the direction", &lowering.ty(direction), sizes.size())?;
-        inputs.push(Some(direction));
-    }
     let output = lowering.required_output(node, 0)?;
-    lowering.emit(Op::Velora(op), inputs, vec![Some(output)]);
+    lowering.emit(op, inputs, vec![Some(output)]);
     Ok(())
 }
 
@@ -173,37 +187,44 @@ fn factored_weight_grad(
     let v = lowering.input(node, 2)?;
     let features = positive(node, "features")?;
     let (of_z, of_dy) = (lowering.ty(z), lowering.ty(dy));
-    let (&[tokens, z_groups], &[dy_tokens, outputs]) =
+    let (&[tokens, z_width], &[dy_tokens, outputs]) =
         (of_z.shape.as_slice(), of_dy.shape.as_slice())
     else {
         return Err(Refusal(format!(
             "operands {of_z} and {of_dy}: expected two matrices"
         )));
     };
-    if tokens != dy_tokens || z_groups != groups {
-        return Err(Refusal(format!(
-            "operands {of_z} and {of_dy}: expected as many rows, and {groups} columns on the left"
-        )));
-    }
     let sizes = SubTokens {
         rows: outputs,
         features,
         groups,
     };
-    expect("the direction", &lowering.ty(v), sizes.size())?;
+    let sets = directions::sets(lowering, v, sizes)?;
+    let width = sets.map_or(groups, |sets| sets.width());
+    if tokens != dy_tokens || z_width != width {
+        return Err(Refusal(format!(
+            "operands {of_z} and {of_dy}: expected as many rows, and {width} columns on the left"
+        )));
+    }
+    if sets.is_none() {
+        expect("the direction", &lowering.ty(v), sizes.size())?;
+    }
     let scale = node.float("scale", 1.0);
     // The layout of P is that of dW, so that the expansion reads and writes in order.
-    let (left, right, shape, op) = match node.int("transposed", 0) {
-        0 => (z, dy, [groups, outputs], Velora::Repeat { sizes, scale }),
-        _ => (dy, z, [outputs, groups], Velora::Spread { sizes, scale }),
+    let transposed = node.int("transposed", 0) != 0;
+    let op = match (transposed, sets) {
+        (false, None) => Op::Velora(Velora::Repeat { sizes, scale }),
+        (true, None) => Op::Velora(Velora::Spread { sizes, scale }),
+        (false, Some(sets)) => Op::Directions(Directions::Repeat { sets, scale }),
+        (true, Some(sets)) => Op::Directions(Directions::Spread { sets, scale }),
+    };
+    let (left, right, shape) = match transposed {
+        false => (z, dy, [width, outputs]),
+        true => (dy, z, [outputs, width]),
     };
     let product = lowering.temporary("P", TensorType::new(of_dy.data_type, shape));
     transposed_product(lowering, left, right, product);
     let output = lowering.required_output(node, 0)?;
-    lowering.emit(
-        Op::Velora(op),
-        vec![Some(product), Some(v)],
-        vec![Some(output)],
-    );
+    lowering.emit(op, vec![Some(product), Some(v)], vec![Some(output)]);
     Ok(())
 }

@@ -127,6 +127,14 @@ impl<'p> Builder<'p> {
                 self.buffer_of(state);
             }
         }
+        // Before the batch, of which another plan may read less.
+        let staying = |&(_, region): &(_, &Region)| *region != Region::Inputs;
+        let inputs = program.inputs.iter().zip(&program.input_regions);
+        for (&input, _) in inputs.filter(staying) {
+            if let Some(input) = input {
+                self.buffer_of(input);
+            }
+        }
         for &input in program.inputs.iter().flatten() {
             self.buffer_of(input);
         }

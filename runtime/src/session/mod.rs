@@ -2,6 +2,7 @@
 
 pub mod bind;
 pub mod checkpoint;
+pub mod directions;
 pub mod evaluation;
 pub mod gradient;
 pub mod init;

@@ -18,6 +18,8 @@ pub enum Purpose {
     Train,
     /// Loss and logits only.
     Evaluate,
+    /// What directions are to be filled with, as in the forward half of a training step.
+    Measure,
 }
 
 /// Where a plan's operands are.
@@ -31,10 +33,12 @@ pub struct Ports {
     pub batch: Vec<Option<Operand>>,
     /// The flag that starts sums of gradients anew.
     pub reset: Option<Operand>,
-    /// The loss.
+    /// The loss; of a plan that measures, whatever comes first.
     pub loss: Operand,
     /// The logits.
     pub logits: Option<Operand>,
+    /// The measurements, of a plan that makes them.
+    pub measured: Vec<Operand>,
 }
 
 /// What all plans of a run have in common.
@@ -78,8 +82,10 @@ pub fn plan(
         common.gradients,
         common.state,
     )?;
-    if purpose == Purpose::Evaluate {
-        wired.forget_gradients();
+    match purpose {
+        Purpose::Train => {}
+        Purpose::Evaluate => wired.forget_gradients(),
+        Purpose::Measure => wired.measure(),
     }
     fuse(&mut wired.program);
     let plan = build(&wired.program, backend)?;
@@ -102,6 +108,15 @@ fn ports(wired: &Wired, plan: &Plan, bound: &Bound, purpose: Purpose) -> Ports {
         // The loss is the first output of every wired program.
         loss: output(wired.loss).unwrap_or_else(|| plan.outputs[0].clone()),
         logits: wired.logits.and_then(output),
+        measured: match purpose {
+            Purpose::Measure => wired
+                .measured()
+                .iter()
+                .copied()
+                .filter_map(output)
+                .collect(),
+            _ => Vec::new(),
+        },
     }
 }
 

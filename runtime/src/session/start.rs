@@ -1,6 +1,7 @@
 //! From a model, data and settings to a session: everything is checked before any work.
 
 use super::bind::{BindError, Bound, bind, samples};
+use super::directions::Unfilled;
 use super::init::{InitError, Scheme, distribution, draw};
 use super::prepare::{Common, Ports, PrepareError, Purpose, plan};
 use super::trainer::{Kept, Session, Settings, kept};
@@ -41,6 +42,9 @@ pub struct Options<'a> {
     pub settings: Settings,
     /// The folder of external data.
     pub folder: Option<&'a Path>,
+    /// Directions that the first batch is to fill; the model then is one that
+    /// [`super::directions::measuring`] made.
+    pub unfilled: &'a [Unfilled],
 }
 
 /// Why a session could not start.
@@ -211,6 +215,9 @@ pub fn start<'b>(
             backend,
         )?;
     }
+    if !options.unfilled.is_empty() {
+        plans.add(&common, &bound, Purpose::Measure, backend)?;
+    }
     let mut evaluation = None;
     if let Some(data) = options.evaluation {
         let absent = |position: &&usize| !data.arrays.contains_key(&names[**position]);
@@ -264,6 +271,13 @@ pub fn start<'b>(
     for (kept, value) in kept.iter().zip(&values) {
         session.write(&kept.operand, &value.bytes);
     }
+    // Directions that come with the parameters are those of an earlier run.
+    let given = |name: &str| {
+        options
+            .parameters
+            .is_some_and(|p| p.arrays.contains_key(name))
+    };
+    session.fill_first(options.unfilled.to_vec(), given);
     Ok(Started {
         session,
         evaluation,

@@ -5,6 +5,7 @@
 
 use super::bind::Bound;
 use super::checkpoint::{self, Checkpoint, CheckpointError, Expected, Progress};
+use super::directions::{Moments, Unfilled, solve};
 use super::evaluation::{Evaluation, Score};
 use super::gradient::clip_coefficient;
 use super::nonfinite::{NonFinite, Search};
@@ -56,6 +57,15 @@ pub enum SessionError {
     /// A checkpoint could not be written or does not fit.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// An activation is no number, so that its directions cannot be found.
+    #[error(
+        "the activation '{activation}' is no number somewhere in the first batch, so that it has no \
+         direction; check the data and the parameters"
+    )]
+    Direction {
+        /// The activation.
+        activation: String,
+    },
     /// The data of a checkpoint's position is not this data.
     #[error(transparent)]
     Data(#[from] crate::data::DataError),
@@ -102,6 +112,8 @@ pub struct Session<'b> {
     step: u64,
     /// By region: the most bytes that a plan selected so far gives it.
     planned: [usize; 6],
+    /// Directions that a plan measures, and whether the first batch fills them.
+    unfilled: Vec<(Unfilled, bool)>,
 }
 
 impl<'b> Session<'b> {
@@ -123,7 +135,69 @@ impl<'b> Session<'b> {
             batches,
             settings,
             step: 0,
+            unfilled: Vec::new(),
         }
+    }
+
+    /// Lets the first batch fill directions, which a plan measures in that order, other than those that
+    /// are given already.
+    pub fn fill_first(&mut self, unfilled: Vec<Unfilled>, given: impl Fn(&str) -> bool) {
+        let marked = unfilled.into_iter().map(|direction| {
+            let fills = !given(&direction.name);
+            (direction, fills)
+        });
+        self.unfilled = marked.collect();
+    }
+
+    /// Fills directions from the next batches, which are not used up, and gives them by name.
+    ///
+    /// # Errors
+    /// [`SessionError`] where an operation fails or an activation is no number.
+    pub fn fill_directions(&mut self, batches: u64) -> Result<Vec<(String, Tensor)>, SessionError> {
+        let unfilled = std::mem::take(&mut self.unfilled);
+        if !unfilled.iter().any(|(_, fills)| *fills) {
+            return Ok(Vec::new());
+        }
+        let mut moments = vec![Moments::default(); unfilled.len()];
+        let begin = self.batches.position().clone();
+        for number in 0..batches {
+            self.select(Purpose::Measure)?;
+            let ports = &self.ports[self.selected];
+            feed(&mut *self.executable, ports, &self.batches)?;
+            let context = StepContext {
+                seed: self.settings.seed,
+                step: self.step + number,
+            };
+            let step = self.step;
+            (self.executable.run(&context, None))
+                .map_err(|fault| SessionError::Fault { step, fault })?;
+            let operands = ports.measured.clone();
+            for (moments, operand) in moments.iter_mut().zip(&operands) {
+                moments.add(&self.read(operand).to_f32().unwrap_or_default());
+            }
+            self.batches.advance();
+        }
+        self.batches.resume(&begin)?;
+        let mut filled = Vec::new();
+        for ((direction, fills), moments) in unfilled.into_iter().zip(&moments) {
+            if !fills {
+                continue;
+            }
+            let entries = solve(&direction, moments).map_err(|_| SessionError::Direction {
+                activation: direction.input.clone(),
+            })?;
+            let tensor = Tensor {
+                data_type: DataType::FLOAT,
+                shape: direction.shape,
+                bytes: entries.iter().flat_map(|e| e.to_le_bytes()).collect(),
+            };
+            let kept = self.kept.iter().find(|kept| kept.name == direction.name);
+            if let Some(kept) = kept {
+                self.executable.write(kept.operand.buffer, &tensor.bytes);
+            }
+            filled.push((direction.name, tensor));
+        }
+        Ok(filled)
     }
 
     /// Finished steps.
@@ -186,6 +260,9 @@ impl<'b> Session<'b> {
         &mut self,
         mut observer: Option<&mut dyn Observer>,
     ) -> Result<Report, SessionError> {
+        if !self.unfilled.is_empty() {
+            self.fill_directions(1)?;
+        }
         let number = self.step + 1;
         let accumulate = self.settings.accumulate.max(1);
         let mut sum = 0.0;
@@ -371,6 +448,8 @@ impl<'b> Session<'b> {
             })
             .collect();
         checkpoint.check(&self.checkpoint_settings(), &expected)?;
+        // They are among the checkpoint's tensors.
+        self.unfilled.clear();
         if let Some(position) = &checkpoint.progress.batches {
             self.batches.resume(position)?;
         }
