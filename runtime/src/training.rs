@@ -163,21 +163,28 @@ pub struct Wired {
     pub loss: TensorId,
     /// The logits, where the graph gives them.
     pub logits: Option<TensorId>,
-    /// What measures activations; dropped, unless [`Wired::measure`] asks for it.
+    /// What measures activations, last among the program's outputs.
     measured: Vec<TensorId>,
 }
 
 impl Wired {
+    /// Leaves the measurements out.
+    pub fn forget_measurements(&mut self) {
+        let program = &mut self.program;
+        program.outputs.truncate(program.outputs.len() - self.measured.len());
+        if !self.measured.is_empty() {
+            self.measured.clear();
+            program.drop_dead();
+            program.drop_unread_inputs();
+        }
+    }
+
     /// Leaves only the measurements to be computed.
     pub fn measure(&mut self) {
         self.program.outputs = self.measured.clone();
         self.forget_gradients();
     }
 
-    /// What [`Wired::measure`] leaves, in the order of [`Signature::measured`].
-    pub fn measured(&self) -> &[TensorId] {
-        &self.measured
-    }
 
     /// Leaves only the loss and the logits to be computed. Gradients keep their places, so that the
     /// plan's parameters lie where those of a training plan do.
@@ -227,6 +234,7 @@ pub fn wire(
     program.outputs = results;
     let measured = signature.measured.iter().map(|&position| outputs[position]);
     let measured: Vec<TensorId> = measured.collect();
+    program.outputs.extend(&measured);
     for &(input, output) in &signature.directions {
         program.input_regions[input] = Region::Parameters;
         write_back(&mut program, graph, (input, output), &outputs)?;

@@ -83,8 +83,11 @@ pub fn plan(
         common.state,
     )?;
     match purpose {
-        Purpose::Train => {}
-        Purpose::Evaluate => wired.forget_gradients(),
+        Purpose::Train => wired.forget_measurements(),
+        Purpose::Evaluate => {
+            wired.forget_measurements();
+            wired.forget_gradients();
+        }
         Purpose::Measure => wired.measure(),
     }
     fuse(&mut wired.program);
@@ -109,12 +112,7 @@ fn ports(wired: &Wired, plan: &Plan, bound: &Bound, purpose: Purpose) -> Ports {
         loss: output(wired.loss).unwrap_or_else(|| plan.outputs[0].clone()),
         logits: wired.logits.and_then(output),
         measured: match purpose {
-            Purpose::Measure => wired
-                .measured()
-                .iter()
-                .copied()
-                .filter_map(output)
-                .collect(),
+            Purpose::Measure => plan.outputs.clone(),
             _ => Vec::new(),
         },
     }
