@@ -194,6 +194,31 @@ fn resuming_is_exact() {
     );
 }
 
+/// Directions that the first batch fills, and those that move, are what they were.
+#[test]
+fn resuming_keeps_directions() {
+    let place = Place::new();
+    for init in ["first-batch", "svd --rank 2 --groups 8", "running-average"] {
+        let arguments = format!("models/ort/digits_vit.onnx -o vit.onnx -q --init {init}");
+        assert!(place.command(&arguments).status().unwrap().success());
+        check_resume(&place, &format!("vit.onnx {DIGITS} --batch 32 --clip 1"));
+        let [half, whole] = ["half", "whole"].map(|name| place.parameters(name));
+        let directions = |of: &BTreeMap<String, Vec<f32>>| {
+            let mut of = of.clone();
+            of.retain(|name, _| name.starts_with("velora."));
+            of
+        };
+        let (half, whole) = (directions(&half), directions(&whole));
+        assert!(half.len() >= 8, "{init}: {}", half.len());
+        assert_eq!(half == whole, init != "running-average", "{init}");
+        for (name, v) in &whole {
+            let squares = v.iter().map(|e| f64::from(*e).powi(2)).sum::<f64>();
+            let rank = if init.contains("--rank 2") { 2.0 } else { 1.0 };
+            assert!((squares - rank).abs() < 1e-5, "{init}: {name}: {squares}");
+        }
+    }
+}
+
 /// With learning rate 0 and one batch, only dropout changes the loss from step to step.
 #[test]
 fn dropout_is_drawn_anew_in_every_step() {

@@ -171,7 +171,9 @@ impl Wired {
     /// Leaves the measurements out.
     pub fn forget_measurements(&mut self) {
         let program = &mut self.program;
-        program.outputs.truncate(program.outputs.len() - self.measured.len());
+        program
+            .outputs
+            .truncate(program.outputs.len() - self.measured.len());
         if !self.measured.is_empty() {
             self.measured.clear();
             program.drop_dead();
@@ -184,7 +186,6 @@ impl Wired {
         self.program.outputs = self.measured.clone();
         self.forget_gradients();
     }
-
 
     /// Leaves only the loss and the logits to be computed. Gradients keep their places, so that the
     /// plan's parameters lie where those of a training plan do.

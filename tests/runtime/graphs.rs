@@ -1,6 +1,5 @@
 //! The graphs, their rewritten forms, and executions of them on inputs from a seed.
 
-use regex::RegexSet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use velora_graph::onnx::read::{UnknownFields, read};
 use velora_graph::shapes::DataType;
 use velora_passes::manager::Checks;
 use velora_passes::pipeline::{Options, optimise};
-use velora_passes::select::{Grouping, Init, LayerSettings, Preset, Selection};
+use velora_passes::select::{Grouping, LayerSettings, Preset, Selection};
 use velora_runtime::backend::{Backend, Executable, StepContext};
 use velora_runtime::cpu::Cpu;
 use velora_runtime::plan::{Operand, Plan};
@@ -76,20 +75,17 @@ impl Graph {
 
     /// What the rewrite makes of it, pins included.
     pub fn rewrite(&self, preset: Preset, inline: bool) -> Graph {
+        self.rewrite_as(preset, inline, LayerSettings::new(Grouping::Groups(4)))
+    }
+
+    /// The same with settings of the layers.
+    pub fn rewrite_as(&self, preset: Preset, inline: bool, defaults: LayerSettings) -> Graph {
         let options = Options {
             settings: Settings::default(),
             selection: Selection {
                 preset,
-                include: RegexSet::empty(),
-                exclude: RegexSet::empty(),
-                min_bytes: 0,
-                defaults: LayerSettings {
-                    grouping: Grouping::Groups(4),
-                    init: Init::BatchAverage,
-                    scale: 1.0,
-                    seed: 0,
-                },
-                layers: BTreeMap::new(),
+                defaults,
+                ..Selection::freeable(defaults.grouping)
             },
             inline,
             pin: true,

@@ -7,3 +7,4 @@ mod bits;
 mod differences;
 mod footprint;
 mod graphs;
+mod variants;

@@ -11,7 +11,7 @@ mod orders;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
-use regex::RegexSet;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use velora_graph::analysis::roles::RoleError;
 use velora_graph::analysis::{AnalysisError, Settings};
@@ -72,16 +72,13 @@ pub fn options(
         settings: Settings::default(),
         selection: Selection {
             preset,
-            include: RegexSet::empty(),
-            exclude: RegexSet::empty(),
-            min_bytes: 0,
             defaults: LayerSettings {
-                grouping,
                 init,
                 scale,
                 seed,
+                ..LayerSettings::new(grouping)
             },
-            layers: BTreeMap::new(),
+            ..Selection::freeable(grouping)
         },
         inline,
         pin,
