@@ -188,6 +188,7 @@ fn rewrite(model: &Model, (preset, inline, pin): Form, valid: bool) -> bool {
         settings: Settings::default(),
         selection,
         inline,
+        hoist: true,
         pin,
         checks: Checks {
             verify_each: valid,

@@ -125,6 +125,9 @@ pub struct OptimizeArguments {
     /// Write new nodes as standard operators, instead of functions of the domain ai.velora
     #[arg(long, help_heading = "Output")]
     pub inline: bool,
+    /// Do not move backward nodes that need forward values only into the forward half
+    #[arg(long, help_heading = "Output")]
+    pub no_hoist: bool,
     /// Do not force the schedule by data dependences
     #[arg(long, help_heading = "Output")]
     pub no_pin: bool,

@@ -27,6 +27,7 @@ fn options(inline: bool, pin: bool) -> Options {
         settings: Settings::default(),
         selection: Selection::freeable(Grouping::Groups(16)),
         inline,
+        hoist: true,
         pin,
         checks: Checks::default(),
     }

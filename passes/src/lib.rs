@@ -2,6 +2,7 @@
 
 pub mod compress;
 pub mod dead_code;
+pub mod hoist;
 pub mod manager;
 mod names;
 pub mod ops;

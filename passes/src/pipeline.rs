@@ -1,21 +1,31 @@
 //! The main job: from a model and what the user asked for to the rewritten model.
 //!
-//! `analyses → selection → compress → dead-code → schedule → pin`. A model in which nothing is
-//! rewritten comes out as it went in, node for node.
+//! `analyses → selection → compress → dead-code → hoist → schedule → pin`. What is hoisted depends on
+//! what would be compressed, and the other way round: candidates are weighed as if every tensor that they
+//! release were compressed, and the selection sees the halves as they will be. A model in which nothing
+//! is rewritten or hoisted comes out as it went in, node for node.
 
 use crate::manager::{Checks, Pass, PassError, PipelineError, Property, Ran, run};
 use crate::select::{Decision, SelectError, Selection, select};
-use crate::{compress, dead_code, pin, schedule};
+use crate::{compress, dead_code, hoist, pin, schedule};
 use std::collections::HashSet;
 use thiserror::Error;
 use velora_graph::analysis::buffers::Buffers;
+use velora_graph::analysis::hoist::cut::Hoist;
 use velora_graph::analysis::lifetimes::Sizes;
+use velora_graph::analysis::partition::was_moved;
 use velora_graph::analysis::{Analyses, AnalysisError, Settings};
-use velora_graph::ir::{Model, Patch};
+use velora_graph::ir::{GraphError, Model, Patch};
 use velora_graph::shapes::{Context, ShapeErrors, Shapes, infer};
 
 /// The names of the passes, in the order in which they run.
-pub const PASSES: [&str; 4] = [compress::NAME, dead_code::NAME, schedule::NAME, pin::NAME];
+pub const PASSES: [&str; 5] = [
+    compress::NAME,
+    dead_code::NAME,
+    hoist::NAME,
+    schedule::NAME,
+    pin::NAME,
+];
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -26,6 +36,8 @@ pub struct Options {
     pub selection: Selection,
     /// Standard operators in the place of model-local functions.
     pub inline: bool,
+    /// Backward work that needs forward values only in the forward half, where less is saved then.
+    pub hoist: bool,
     /// Value-free dependences that keep the schedule in any runtime.
     pub pin: bool,
     /// What is checked and shown on the way.
@@ -41,6 +53,8 @@ pub struct Outcome {
     pub before: Analyses,
     /// What became of each contraction, in terms of the model that came in.
     pub decisions: Vec<Decision>,
+    /// What was moved into the forward half, in terms of the model that came in.
+    pub hoists: Vec<Hoist>,
 }
 
 /// Why the job could not be done.
@@ -52,6 +66,9 @@ pub enum JobError {
     /// The selection cannot be carried out.
     #[error(transparent)]
     Select(#[from] SelectError),
+    /// The graph cannot be ordered.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
     /// A pass failed.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
@@ -60,7 +77,10 @@ pub enum JobError {
 /// Whether a model holds nodes that an earlier run wrote.
 pub fn already_rewritten(model: &Model) -> bool {
     let mut nodes = model.graph.order().iter();
-    nodes.any(|&id| model.graph.node(id).velora_op().is_some())
+    nodes.any(|&id| {
+        let node = model.graph.node(id);
+        node.velora_op().is_some() || was_moved(node)
+    })
 }
 
 /// Does the main job.
@@ -69,7 +89,16 @@ pub fn already_rewritten(model: &Model) -> bool {
 /// [`JobError`] where the model or the selection cannot be handled.
 pub fn optimise(model: &Model, options: &Options) -> Result<Outcome, JobError> {
     let before = Analyses::new(model, &options.settings)?;
-    let decisions = select(&model.graph, &before, &options.selection)?;
+    let mut decisions = select(&model.graph, &before, &options.selection)?;
+    let mut hoists = Vec::new();
+    if options.hoist {
+        hoists = hoist::choose(model, &before, &decisions)?;
+    }
+    if !hoists.is_empty() {
+        let moves = hoists.iter().flat_map(|hoist| &hoist.moves);
+        let hoisted = before.hoisted(&model.graph, moves);
+        decisions = select(&model.graph, &hoisted, &options.selection)?;
+    }
     let compress = Compress {
         analyses: &before,
         decisions: &decisions,
@@ -77,6 +106,9 @@ pub fn optimise(model: &Model, options: &Options) -> Result<Outcome, JobError> {
     };
     let dead_code = DeadCode {
         idle_before: dead_code::idle(&model.graph),
+    };
+    let hoist = Hoisting {
+        work: hoist::Work::new(&model.graph, &hoists),
     };
     let schedule = Schedule {
         settings: &options.settings,
@@ -86,7 +118,14 @@ pub fn optimise(model: &Model, options: &Options) -> Result<Outcome, JobError> {
     };
     let mut passes: Vec<&dyn Pass> = vec![];
     if decisions.iter().any(Decision::rewritten) {
-        passes.extend([&compress as &dyn Pass, &dead_code, &schedule]);
+        passes.push(&compress);
+    }
+    if !passes.is_empty() || !hoists.is_empty() {
+        passes.push(&dead_code);
+        if !hoists.is_empty() {
+            passes.push(&hoist);
+        }
+        passes.push(&schedule);
         if options.pin {
             passes.push(&pin);
         }
@@ -96,6 +135,7 @@ pub fn optimise(model: &Model, options: &Options) -> Result<Outcome, JobError> {
         ran,
         before,
         decisions,
+        hoists,
     })
 }
 
@@ -154,6 +194,22 @@ impl Pass for DeadCode {
     }
     fn run(&self, model: &Model) -> Result<Patch, PassError> {
         Ok(dead_code::dead_code(&model.graph, &self.idle_before))
+    }
+}
+
+struct Hoisting {
+    work: hoist::Work,
+}
+
+impl Pass for Hoisting {
+    fn name(&self) -> &'static str {
+        hoist::NAME
+    }
+    fn keeps(&self) -> &'static [Property] {
+        &[Property::NoDeadCode]
+    }
+    fn run(&self, model: &Model) -> Result<Patch, PassError> {
+        Ok(hoist::hoist(&model.graph, &self.work))
     }
 }
 

@@ -1,13 +1,13 @@
 //! The order of the nodes in the file.
 //!
-//! A compression runs right behind the tensor that it compresses, a node that needs only a shape as
-//! soon as it can. For the rest several [orders](velora_graph::analysis::order) are made, and the one
+//! A compression runs right behind the tensor that it compresses, and as soon as it can what was moved into
+//! the forward half and what needs only a shape. For the rest several [orders](velora_graph::analysis::order) are made, and the one
 //! with the lowest peak is taken; of equal ones the one nearest to the file's own.
 
 use velora_graph::analysis::buffers::Buffers;
 use velora_graph::analysis::lifetimes::{Sizes, Uses};
 use velora_graph::analysis::order::{self, Buffer, Task, TaskError, Tasks};
-use velora_graph::analysis::partition::compresses;
+use velora_graph::analysis::partition::runs_early;
 use velora_graph::ir::{Graph, GraphError, NodeId, Patch, ValueId};
 
 /// The name of the pass.
@@ -48,10 +48,11 @@ pub fn reorder(graph: &Graph, schedule: &Schedule) -> Patch {
     patch
 }
 
-/// Runs as soon as it can: compressions, so that their input can die, and what reads only a shape.
+/// Runs as soon as it can: compressions and what was moved into the forward half, so that their inputs can
+/// die, and what reads only a shape.
 fn is_eager(graph: &Graph, id: NodeId) -> bool {
     let node = graph.node(id);
-    compresses(node) || node.domain().is_empty() && matches!(node.op(), "Shape" | "Size")
+    runs_early(node) || node.domain().is_empty() && matches!(node.op(), "Shape" | "Size")
 }
 
 /// The nodes as tasks, numbered by their places in an order, in which each comes after what it reads.

@@ -17,6 +17,7 @@ fn options(grouping: Grouping) -> Options {
         settings: Settings::default(),
         selection: Selection::freeable(grouping),
         inline: false,
+        hoist: true,
         pin: true,
         checks: Checks {
             verify_each: true,

@@ -21,6 +21,7 @@ pub fn run(arguments: &InspectArguments) -> Result<()> {
         settings: loaded.settings.clone(),
         selection: inspection(arguments.groups),
         inline: false,
+        hoist: true,
         // A pin holds no bytes of its own.
         pin: false,
         checks: Checks::default(),
@@ -37,6 +38,7 @@ pub fn run(arguments: &InspectArguments) -> Result<()> {
         before: (&loaded.model, &outcome.before),
         after: (&outcome.ran.model, &after),
         decisions: &outcome.decisions,
+        hoists: &outcome.hoists,
         selection: &options.selection,
     };
     let report = report(name, &loaded.settings.sizes, &sides).with_context(|| name.clone())?;

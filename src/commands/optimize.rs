@@ -57,6 +57,7 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
         settings: loaded.settings.clone(),
         selection: selection(&arguments.method, &arguments.selection, given)?,
         inline: arguments.inline,
+        hoist: !arguments.no_hoist,
         pin: !arguments.no_pin,
         checks: Checks {
             verify_each: arguments.verify_each,
@@ -76,6 +77,7 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
         before: (model, &outcome.before),
         after: (&outcome.ran.model, &after),
         decisions: &outcome.decisions,
+        hoists: &outcome.hoists,
         selection: &options.selection,
     };
     let report = report(name, &loaded.settings.sizes, &sides).with_context(|| name.clone())?;

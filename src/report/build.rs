@@ -3,16 +3,19 @@
 //! Every number is read off the two models: what is saved after the rewrite is what the analyses find
 //! saved in the model that is written, not what the rewrite meant to save.
 
-use super::{Amount, Decision, KeptAlive, Kind, Layer, Reader, Report, Saved, Totals};
+use super::{Amount, Decision, Hoisted, KeptAlive, Kind, Layer, Reader, Report, Saved, Totals};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use velora_graph::analysis::Analyses;
+use velora_graph::analysis::hoist::Move;
+use velora_graph::analysis::hoist::cut::Hoist;
 use velora_graph::analysis::lifetimes::Lifetimes;
+use velora_graph::analysis::partition::Partition;
 use velora_graph::analysis::saved::SavedActivation;
 use velora_graph::analysis::sites::{Site, sites_behind};
 use velora_graph::dim::Dim;
-use velora_graph::ir::{Model, ValueId};
+use velora_graph::ir::{Graph, Model, NodeId, ValueId};
 use velora_graph::text::element_type_name;
 use velora_passes::pipeline::assumed_sizes;
 use velora_passes::schedule::schedule;
@@ -27,6 +30,8 @@ pub struct Sides<'a> {
     pub after: (&'a Model, &'a Analyses),
     /// What became of each contraction.
     pub decisions: &'a [select::Decision],
+    /// What was moved into the forward half.
+    pub hoists: &'a [Hoist],
     /// What the user asked for.
     pub selection: &'a Selection,
 }
@@ -37,6 +42,8 @@ pub struct Sides<'a> {
 /// Where the graph cannot be ordered.
 pub fn report(model: &str, sizes: &BTreeMap<Arc<str>, i64>, sides: &Sides<'_>) -> Result<Report> {
     let after = saved_after(sides);
+    let moves = sides.hoists.iter().flat_map(|hoist| &hoist.moves);
+    let halves = sides.before.1.partition.hoisted(moves);
     let layers: Vec<Layer> = sides
         .decisions
         .iter()
@@ -54,12 +61,13 @@ pub fn report(model: &str, sizes: &BTreeMap<Arc<str>, i64>, sides: &Sides<'_>) -
         },
         totals: totals(sides, &layers)?,
         layers,
+        hoisted: hoisted(sides, &after),
         saved: sides
             .before
             .1
             .saved
             .iter()
-            .map(|s| saved(sides, s))
+            .map(|s| saved(sides, &halves, s))
             .collect(),
     })
 }
@@ -82,9 +90,9 @@ fn totals(sides: &Sides<'_>, layers: &[Layer]) -> Result<Totals> {
         saved_bytes_before: sum(sides.before.1),
         saved_bytes_after: sum(sides.after.1),
         // A model that is not rewritten is not reordered either.
-        peak_bytes_after: match rewritten {
-            0 => peak_bytes_before.clone(),
-            _ => peak(sides.after, false)?,
+        peak_bytes_after: match rewritten == 0 && sides.hoists.is_empty() {
+            true => peak_bytes_before.clone(),
+            false => peak(sides.after, false)?,
         },
         peak_bytes_before,
         weight_grad_flops_before,
@@ -235,7 +243,59 @@ fn layer(
     }
 }
 
-fn saved(sides: &Sides<'_>, saved: &SavedActivation) -> Saved {
+/// What was moved into the forward half. `after` is what [`saved_after`] finds.
+fn hoisted(sides: &Sides<'_>, after: &HashMap<String, (Amount, bool)>) -> Vec<Hoisted> {
+    let (graph, now) = (&sides.before.0.graph, &sides.after.0.graph);
+    let makers: HashMap<&str, NodeId> = (now.values())
+        .filter_map(|value| Some((now.value(value).name.as_str(), now.producer(value)?)))
+        .collect();
+    let bytes = |name: &str| match after.get(name) {
+        Some((bytes, _)) => bytes.clone(),
+        None => Amount::from(0),
+    };
+    // The node that reads the mask has taken the output over.
+    let mask = |node: NodeId| {
+        let output = graph.node(node).outputs.first().copied().flatten()?;
+        let select = makers.get(graph.value(output).name.as_str())?;
+        let mask = now.node(*select).inputs.first().copied().flatten()?;
+        Some(now.value(mask).name.clone())
+    };
+    let entry = |hoist: &Hoist| {
+        let name = |&root: &ValueId| graph.value(root).name.clone();
+        let mut made: Vec<String> = hoist.made.iter().map(name).collect();
+        let masks = hoist.moves.iter().filter_map(|work| match *work {
+            Move::Mask(node) => mask(node),
+            Move::Node(_) => None,
+        });
+        made.extend(masks);
+        let unlocked: Vec<String> = hoist.released.iter().map(name).collect();
+        let saved = (hoist.released.iter()).map(|&root| sides.before.1.shapes.bytes(root));
+        let left = made.iter().chain(&unlocked).map(|name| bytes(name));
+        let none = || Amount::from(0);
+        Hoisted {
+            nodes: (hoist.moves.iter())
+                .map(|&(Move::Node(node) | Move::Mask(node))| reader(graph, node))
+                .collect(),
+            bytes_before: saved.fold(none(), |sum, bytes| &sum + &Amount::from(bytes)),
+            bytes_after: left.fold(none(), |sum, bytes| &sum + &bytes),
+            tensor: (made.iter().rev())
+                .max_by_key(|name| bytes(name).nominal())
+                .cloned()
+                .unwrap_or_default(),
+            unlocked,
+        }
+    };
+    sides.hoists.iter().map(entry).collect()
+}
+
+fn reader(graph: &Graph, node: NodeId) -> Reader {
+    Reader {
+        node: graph.node(node).label(graph),
+        op: graph.node(node).op().to_owned(),
+    }
+}
+
+fn saved(sides: &Sides<'_>, halves: &Partition, saved: &SavedActivation) -> Saved {
     let (model, analyses) = sides.before;
     let graph = &model.graph;
     let mut nodes: Vec<_> = saved.readers.iter().map(|r| r.node).collect();
@@ -247,7 +307,9 @@ fn saved(sides: &Sides<'_>, saved: &SavedActivation) -> Saved {
         let decision = place.ok().and_then(|at| decisions.get(at));
         decision.is_some_and(|d| d.reason.may_be_rewritten())
     };
-    let rewritable = saved.readers.iter().all(|reader| {
+    let readers = saved.readers.iter();
+    let mut late = readers.filter(|r| halves.reads_late(r.node, r.slot));
+    let rewritable = late.all(|reader| {
         let behind = sites_behind(graph, &analyses.partition, &analyses.sites, reader);
         behind.is_some_and(|sites| sites.into_iter().all(possible))
     });
@@ -257,10 +319,7 @@ fn saved(sides: &Sides<'_>, saved: &SavedActivation) -> Saved {
         dtype: dtype(analyses, saved.buffer),
         bytes: Amount::from(analyses.shapes.bytes(saved.buffer)),
         readers: (nodes.into_iter())
-            .map(|node| Reader {
-                node: graph.node(node).label(graph),
-                op: graph.node(node).op().to_owned(),
-            })
+            .map(|node| reader(graph, node))
             .collect(),
         rewritable,
     }
@@ -340,6 +399,7 @@ pub fn example() -> Report {
             sites_rewritten: 1,
         },
         layers: vec![layer("a.weight", "gelu"), kept],
+        hoisted: vec![],
         saved: vec![
             saved("gelu", vec![reader("a.weight_grad", "MatMul")], true),
             saved(

@@ -41,6 +41,7 @@ pub fn html(report: &Report, view: View) -> String {
     totals(&mut page, report, view);
     saved(&mut page, report);
     layers(&mut page, report, view);
+    hoisted(&mut page, report, view);
     page.raw("</body>\n</html>\n");
     page.0
 }
@@ -158,6 +159,31 @@ fn layer_row(page: &mut Page, layer: &Layer) {
     page.element("td", "n", &Unit::Bytes.amount(&layer.freed_bytes, true));
     page.element("td", "", &layer.message);
     page.raw("</tr>\n");
+}
+
+fn hoisted(page: &mut Page, report: &Report, view: View) {
+    if report.hoisted.is_empty() {
+        return;
+    }
+    page.element("h2", "", "Backward work in the forward half");
+    page.head(&[
+        (view.moved(), ""),
+        ("frees", ""),
+        ("of", "n"),
+        ("saves", ""),
+        ("left", "n"),
+    ]);
+    for hoisted in &report.hoisted {
+        page.raw("<tr>");
+        let nodes = hoisted.nodes.iter().map(|n| name_op(&n.node, &n.op));
+        page.code(&nodes.collect::<Vec<_>>().join(", "));
+        page.code(&hoisted.unlocked.join(", "));
+        page.element("td", "n", &Unit::Bytes.amount(&hoisted.bytes_before, true));
+        page.code(&hoisted.tensor);
+        page.element("td", "n", &Unit::Bytes.amount(&hoisted.bytes_after, true));
+        page.raw("</tr>\n");
+    }
+    page.raw("</table></div>\n");
 }
 
 /// A page under construction; all text from a model goes through [`Page::text`].

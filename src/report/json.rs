@@ -3,7 +3,7 @@
 //! An amount is a number, or null with a `<key>_symbolic` string behind it while a dimension is open.
 //! A size in a shape is a number or an expression; a shape of unknown rank is null.
 
-use super::{Amount, Layer, Report, SCHEMA, Saved, Totals};
+use super::{Amount, Hoisted, Layer, Report, SCHEMA, Saved, Totals};
 use anyhow::{Context, Result};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use velora_graph::dim::Dim;
@@ -52,6 +52,7 @@ impl Serialize for Report {
             groups_default,
             totals,
             layers,
+            hoisted,
             saved: _,
         } = self;
         let mut map = to.serialize_map(None)?;
@@ -62,6 +63,7 @@ impl Serialize for Report {
         map.serialize_entry("groups_default", groups_default)?;
         map.serialize_entry("totals", totals)?;
         map.serialize_entry("layers", layers)?;
+        map.serialize_entry("hoisted", hoisted)?;
         map.serialize_entry("saved", &self.biggest_first())?;
         map.end()
     }
@@ -134,6 +136,25 @@ impl Serialize for Layer {
         amount(&mut map, "saved_bytes_after", saved_bytes_after)?;
         amount(&mut map, "freed_bytes", freed_bytes)?;
         map.serialize_entry("kept_alive_by", kept_alive_by)?;
+        map.end()
+    }
+}
+
+impl Serialize for Hoisted {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Hoisted {
+            nodes,
+            tensor,
+            bytes_before,
+            bytes_after,
+            unlocked,
+        } = self;
+        let mut map = to.serialize_map(None)?;
+        map.serialize_entry("nodes", nodes)?;
+        map.serialize_entry("tensor", tensor)?;
+        amount(&mut map, "bytes_before", bytes_before)?;
+        amount(&mut map, "bytes_after", bytes_after)?;
+        map.serialize_entry("unlocked", unlocked)?;
         map.end()
     }
 }

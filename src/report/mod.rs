@@ -38,6 +38,8 @@ pub struct Report {
     pub totals: Totals,
     /// One entry for each site (parameter and contraction), in the graph's order.
     pub layers: Vec<Layer>,
+    /// What was moved into the forward half, in the graph's order.
+    pub hoisted: Vec<Hoisted>,
     /// One entry for each saved tensor (views counted once). Renderers list the biggest first.
     pub saved: Vec<Saved>,
 }
@@ -160,6 +162,21 @@ pub struct KeptAlive {
     pub why: String,
 }
 
+/// Backward work that was moved into the forward half together.
+#[derive(Clone, Debug)]
+pub struct Hoisted {
+    /// The nodes.
+    pub nodes: Vec<Reader>,
+    /// The biggest tensor that is saved in the place of what they read.
+    pub tensor: String,
+    /// Saved bytes of `unlocked`.
+    pub bytes_before: Amount,
+    /// Bytes saved in their place, compressed forms included.
+    pub bytes_after: Amount,
+    /// The saved tensors that nothing in backward reads any longer, but for rewritten layers.
+    pub unlocked: Vec<String>,
+}
+
 /// A saved tensor.
 #[derive(Clone, Debug)]
 pub struct Saved {
@@ -200,6 +217,13 @@ impl View {
         match self {
             View::Optimized => ("before", "after"),
             View::Inspected => ("now", "if rewritten"),
+        }
+    }
+
+    fn moved(self) -> &'static str {
+        match self {
+            View::Optimized => "moved into forward",
+            View::Inspected => "could move into forward",
         }
     }
 

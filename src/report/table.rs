@@ -44,13 +44,15 @@ impl Style {
 /// What a rewrite did: each layer, and the totals.
 pub fn optimized(report: &Report, style: Style) -> String {
     let mut text = layers(report, style, View::Optimized);
+    text += &hoisted(report, style, View::Optimized);
     text += &totals(&report.totals, style, View::Optimized);
+    let unchanged = match report.hoisted.is_empty() {
+        true => ": the graph is unchanged",
+        false => "",
+    };
     text += &match (report.totals.sites_rewritten, report.totals.sites) {
-        (0, 0) => "no weight gradient that could be rewritten was found: the graph is unchanged\n"
-            .to_owned(),
-        (0, sites) => {
-            format!("none of {sites} weight gradients rewritten: the graph is unchanged\n")
-        }
+        (0, 0) => format!("no weight gradient that could be rewritten was found{unchanged}\n"),
+        (0, sites) => format!("none of {sites} weight gradients rewritten{unchanged}\n"),
         (some, sites) => format!("{some} of {sites} weight gradients rewritten\n"),
     };
     text
@@ -60,6 +62,7 @@ pub fn optimized(report: &Report, style: Style) -> String {
 pub fn inspected(report: &Report, style: Style) -> String {
     let mut text = saved(report, style);
     text += &layers(report, style, View::Inspected);
+    text += &hoisted(report, style, View::Inspected);
     text += &totals(&report.totals, style, View::Inspected);
     text += &format!(
         "{} of {} weight gradients could be rewritten\n",
@@ -163,6 +166,30 @@ fn layers(report: &Report, style: Style, view: View) -> String {
     }
     text.push('\n');
     text
+}
+
+fn hoisted(report: &Report, style: Style, view: View) -> String {
+    if report.hoisted.is_empty() {
+        return String::new();
+    }
+    let mut grid = Grid::new([
+        (view.moved(), Column::Name),
+        ("frees", Column::Name),
+        ("of", Column::Number),
+        ("saves", Column::Name),
+        ("left", Column::Number),
+    ]);
+    for hoisted in &report.hoisted {
+        let nodes = hoisted.nodes.iter().map(|n| name_op(&n.node, &n.op));
+        grid.row([
+            list(nodes, style),
+            list(hoisted.unlocked.iter().cloned(), style),
+            Unit::Bytes.amount(&hoisted.bytes_before, style.unicode),
+            hoisted.tensor.clone(),
+            Unit::Bytes.amount(&hoisted.bytes_after, style.unicode),
+        ]);
+    }
+    grid.draw(style) + "\n"
 }
 
 fn decision(layer: &Layer, style: Style, view: View) -> String {

@@ -34,6 +34,7 @@ pub struct Case {
     pub settings: Settings,
     pub selection: Selection,
     pub inline: bool,
+    pub hoist: bool,
     /// Also what `show` names.
     pub show: Vec<String>,
 }
@@ -52,6 +53,7 @@ impl Case {
             settings: Settings::default(),
             selection: Selection::freeable(Grouping::Groups(4)),
             inline: false,
+            hoist: true,
             show: Vec::new(),
         };
         let mut file = None;
@@ -134,6 +136,7 @@ impl Case {
                 "--exclude" => selection.exclude = patterns(value()?)?,
                 "--min-bytes" => selection.min_bytes = number(value()?)?,
                 "--inline" => self.inline = true,
+                "--no-hoist" => self.hoist = false,
                 "--loss" => self.settings.hints.loss = Some(value()?.to_owned()),
                 "--grad" => {
                     let (parameter, output) = value()?.split_once('=').ok_or("PARAM=OUTPUT")?;

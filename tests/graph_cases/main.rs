@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod case;
+mod hoist;
 mod lifetimes;
 mod partition;
 mod pin;
@@ -20,7 +21,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The kinds of cases, by the name in their headers.
-const KINDS: [&dyn Kind; 8] = [
+const KINDS: [&dyn Kind; 9] = [
+    &hoist::Hoist,
     &lifetimes::Lifetimes,
     &partition::Partition,
     &pin::Pin,

@@ -48,6 +48,7 @@ fn rewritten(case: &Case, inline: bool, pin: bool) -> Result<Outcome, String> {
         settings: case.settings.clone(),
         selection: case.selection.clone(),
         inline,
+        hoist: case.hoist,
         pin,
         checks: Checks {
             verify_each: true,

@@ -88,6 +88,7 @@ impl Graph {
                 ..Selection::freeable(defaults.grouping)
             },
             inline,
+            hoist: true,
             pin: true,
             checks: Checks {
                 verify_each: false,

@@ -1,7 +1,8 @@
 //! What a training graph does: roles of outputs, forward and backward, buffers, saved activations,
-//! weight-gradient contractions, and lifetimes over a schedule.
+//! weight-gradient contractions, work that either half could do, and lifetimes over a schedule.
 
 pub mod buffers;
+pub mod hoist;
 pub mod lifetimes;
 pub mod order;
 pub mod partition;
@@ -13,6 +14,7 @@ use crate::dim::Dim;
 use crate::ir::{Graph, Model};
 use crate::shapes::{Context, Declarations, ShapeErrors, Shapes, infer};
 use buffers::Buffers;
+use hoist::Move;
 use partition::Partition;
 use roles::{Hints, RoleError, Roles, roles};
 use saved::{SavedActivation, saved_activations};
@@ -87,6 +89,17 @@ impl Analyses {
             saved,
             sites,
         })
+    }
+
+    /// What they say once work of the backward half is done in the forward half; `graph` is the one
+    /// that they are of.
+    pub fn hoisted<'m>(&self, graph: &Graph, moves: impl IntoIterator<Item = &'m Move>) -> Self {
+        let partition = self.partition.hoisted(moves);
+        Analyses {
+            saved: saved_activations(graph, &partition, &self.buffers),
+            partition,
+            ..self.clone()
+        }
     }
 }
 

@@ -1,14 +1,17 @@
 //! Forward and backward.
 
+use super::hoist::{MASKED, Move};
 use super::roles::Roles;
 use crate::ir::{Graph, Node, NodeId, ValueId, View};
 use petgraph::visit::{NodeFiltered, Reversed, Walker};
+use std::collections::BTreeSet;
 
 /// Which half of a training step a node belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Half {
-    /// An ancestor of the loss or of another output that is computed without gradients; or part of a
-    /// compression, which runs where its input is born.
+    /// An ancestor of the loss or of another output that is computed without gradients; or, though only
+    /// gradients depend on it, what runs where its inputs are born: part of a compression, and what was
+    /// moved there.
     Forward,
     /// Not forward, and an ancestor of a gradient, of an updated parameter, or of an output computed
     /// from gradients.
@@ -21,6 +24,8 @@ pub enum Half {
 #[derive(Clone, Debug)]
 pub struct Partition {
     halves: Vec<Half>,
+    /// Reads of backward nodes that are done in the forward half.
+    early: BTreeSet<(NodeId, usize)>,
 }
 
 impl Partition {
@@ -46,11 +51,34 @@ impl Partition {
         );
         for &node in graph.order() {
             let half = &mut halves[node.index()];
-            if *half == Half::Backward && compresses(graph.node(node)) {
+            if *half == Half::Backward && runs_early(graph.node(node)) {
                 *half = Half::Forward;
             }
         }
-        Partition { halves }
+        Partition {
+            halves,
+            early: BTreeSet::new(),
+        }
+    }
+
+    /// The halves once work of the backward half is done in the forward half.
+    pub fn hoisted<'m>(&self, moves: impl IntoIterator<Item = &'m Move>) -> Self {
+        let mut partition = self.clone();
+        for work in moves {
+            match *work {
+                Move::Node(node) => partition.halves[node.index()] = Half::Forward,
+                Move::Mask(node) => {
+                    partition.early.insert((node, MASKED));
+                }
+            }
+        }
+        partition
+    }
+
+    /// Whether the backward half needs a value for a read of it.
+    pub fn reads_late(&self, node: NodeId, slot: Option<usize>) -> bool {
+        let early = slot.is_some_and(|slot| self.early.contains(&(node, slot)));
+        self.half(node) == Half::Backward && !early
     }
 
     /// The half that a node belongs to.
@@ -61,23 +89,29 @@ impl Partition {
     /// The values that forward nodes make and backward nodes read, by id: every one of them lives
     /// from the one half into the other. Views are not merged here.
     pub fn saved(&self, graph: &Graph) -> Vec<ValueId> {
-        let is = |node, half| self.half(node) == half;
+        let forward = |node| self.half(node) == Half::Forward;
         let crosses = |value: &ValueId| {
-            let made = graph.producer(*value).is_some_and(|n| is(n, Half::Forward));
+            let made = graph.producer(*value).is_some_and(forward);
             let users = &graph.value(*value).users;
-            made && users.iter().any(|u| is(u.node, Half::Backward))
+            made && users.iter().any(|u| self.reads_late(u.node, u.slot))
         };
         graph.values().filter(crosses).collect()
     }
 }
 
-/// Whether a node is part of a compression: it belongs to the forward half, where its input is born,
-/// though nothing but gradients depends on it.
-pub fn compresses(node: &Node) -> bool {
-    matches!(
+/// Whether a node belongs to the forward half though nothing but gradients depends on it: it is part of
+/// a compression, or it was moved there.
+pub fn runs_early(node: &Node) -> bool {
+    let compresses = matches!(
         node.velora_op(),
         Some("Compress" | "MeanDirection" | "MeanDirections" | "RunningDirection" | "Quantize")
-    )
+    );
+    compresses || was_moved(node)
+}
+
+/// Whether a node was moved into the forward half, or made to run there.
+pub fn was_moved(node: &Node) -> bool {
+    node.metadata("velora.half") == Some("forward")
 }
 
 /// By node: whether it is computed from gradients: a matrix product lies above it that gradients

@@ -115,7 +115,7 @@ pub fn readers(
     for &value in buffers.members(buffer) {
         for &Use { node, slot } in &graph.value(value).users {
             let reading = graph.node(node);
-            if partition.half(node) == Half::Backward && needs_bytes(reading, slot) {
+            if partition.reads_late(node, slot) && needs_bytes(reading, slot) {
                 readers.push(Reader { node, slot, value });
             }
         }

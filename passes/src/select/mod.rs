@@ -14,7 +14,8 @@ mod settings;
 
 pub use paper::{Role, role};
 pub use reason::Reason;
-use refusal::{PAGE, less_than_a_page, refusal};
+pub(crate) use refusal::PAGE;
+use refusal::{less_than_a_page, refusal};
 pub use settings::{
     DEFAULT_DECAY, Directions, Grouping, Init, LayerPlan, LayerSettings, Preset, Selection,
     Storage, sub_token_size,

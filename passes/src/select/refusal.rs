@@ -118,7 +118,7 @@ pub(super) fn refusal(
 const LONGEST_CONSTANT: i64 = 1 << 24;
 
 /// Memory comes in pages: a saving below one shows up nowhere, and its nodes cost time.
-pub(super) const PAGE: i64 = 4096;
+pub(crate) const PAGE: i64 = 4096;
 
 /// What compressing a tensor would free, where that is known and less than a page.
 pub(super) fn less_than_a_page(

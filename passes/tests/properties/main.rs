@@ -53,10 +53,13 @@ pub fn settings() -> impl Strategy<Value = Options> {
         Just(Preset::Paper)
     ];
     let scale = prop_oneof![Just(1.0), Just(0.3), Just(1.5)];
-    let all = (grouping, init, preset, scale, any::<[bool; 2]>(), 0..4u64);
-    all.prop_map(|(grouping, init, preset, scale, [inline, pin], seed)| {
-        options(grouping, init, preset, scale, inline, pin, seed)
-    })
+    let all = (grouping, init, preset, scale, any::<[bool; 3]>(), 0..4u64);
+    all.prop_map(
+        |(grouping, init, preset, scale, [inline, hoist, pin], seed)| Options {
+            hoist,
+            ..options(grouping, init, preset, scale, inline, pin, seed)
+        },
+    )
 }
 
 pub fn options(
@@ -81,6 +84,7 @@ pub fn options(
             ..Selection::freeable(grouping)
         },
         inline,
+        hoist: true,
         pin,
         checks: Checks {
             verify_each: true,

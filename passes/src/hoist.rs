@@ -1,0 +1,175 @@
+//! Moves backward work into the forward half where less is saved then.
+//!
+//! Which work that may be, and how the choice is made, is [analysed](velora_graph::analysis::hoist)
+//! beside the graph; here it is decided what the compression would leave of a tensor that nothing but
+//! weight gradients still reads, and what is worth moving.
+//!
+//! A moved node stays the node that it was, input for input, and makes the same values. ONNX has no
+//! halves: that it belongs to the forward half is said by `velora.half` in its metadata, for the
+//! schedule, which runs it where its inputs are born, for the analyses and for our runtime.
+//!
+//! **Masks.** `ReluGrad(dY, Y)` selects dY where Y is above zero, and 0 elsewhere; it keeps Y alive for
+//! one bit of each element. It becomes `Where(Greater(Y, 0), dY, 0)`, with the comparison in the forward
+//! half. That is the operator's own definition, so no bit changes, not even of NaN, infinities or -0.
+
+use crate::names::Names;
+use crate::pipeline::assumed_sizes;
+use crate::proto::{float_scalar, metadata, node, version};
+use crate::select::{Decision, Init, PAGE, Reason, sub_token_size};
+use std::collections::{BTreeMap, BTreeSet};
+use velora_graph::analysis::Analyses;
+use velora_graph::analysis::hoist::cut::{Hoist, hoists};
+use velora_graph::analysis::hoist::{Context, Held, MASKED, Move};
+use velora_graph::ir::{Graph, GraphError, Model, NodeId, Patch, ValueId};
+use velora_graph::onnx::schema::NodeProto;
+
+/// The name of the pass.
+pub const NAME: &str = "hoist";
+
+/// At least one byte in so many must be freed of what is saved: to save one tensor in the place of
+/// another of nearly its size costs time and frees nothing worth it.
+const SHARE: i64 = 16;
+
+/// What to move, given what would become of each contraction if nothing moved.
+///
+/// # Errors
+/// [`GraphError::Cycle`] where the graph has no order.
+pub fn choose(
+    model: &Model,
+    analyses: &Analyses,
+    decisions: &[Decision],
+) -> Result<Vec<Hoist>, GraphError> {
+    let sizes = assumed_sizes(model, &analyses.shapes);
+    let mut found = hoists(&Context {
+        graph: &model.graph,
+        partition: &analyses.partition,
+        buffers: &analyses.buffers,
+        shapes: &analyses.shapes,
+        sizes: &sizes,
+        sites: &analyses.sites,
+        held: &held(decisions, |activation| sizes.of(activation)),
+    })?;
+    found.retain(|hoist| {
+        let freed = hoist.before - hoist.after;
+        freed >= PAGE && freed >= hoist.before / SHARE
+    });
+    Ok(found)
+}
+
+/// What is saved of the tensors that contractions read, where nothing but other readers stands against
+/// rewriting all of these.
+fn held(decisions: &[Decision], bytes: impl Fn(ValueId) -> Option<i64>) -> BTreeMap<ValueId, Held> {
+    let mut by_tensor: BTreeMap<ValueId, Vec<&Decision>> = BTreeMap::new();
+    for decision in decisions {
+        by_tensor
+            .entry(decision.activation)
+            .or_default()
+            .push(decision);
+    }
+    let of = |(tensor, decisions): (ValueId, Vec<&Decision>)| {
+        let wanted = |d: &&Decision| matches!(d.reason, Reason::Rewritten | Reason::KeptAlive);
+        let first = decisions.first().filter(|_| decisions.iter().all(wanted))?;
+        let (site, whole) = (first.site.as_ref()?, bytes(tensor)?);
+        let groups = first.settings.grouping.groups(site.features);
+        let direction = match first.settings.init {
+            Init::BatchAverage => sub_token_size(site.features, groups).checked_mul(4)?,
+            Init::Random | Init::None => 0,
+        };
+        let rows = (whole / site.features).checked_mul(groups)?;
+        let then = rows.checked_add(direction)?;
+        // Some are compressed although the tensor is kept.
+        let already = decisions.iter().any(|d| d.rewritten());
+        let now = if already {
+            whole.checked_add(then)?
+        } else {
+            whole
+        };
+        Some((tensor, Held { now, then }))
+    };
+    by_tensor.into_iter().filter_map(of).collect()
+}
+
+/// What to move, by the first outputs of the nodes, which no rewrite renames.
+#[derive(Clone, Debug, Default)]
+pub struct Work {
+    whole: BTreeSet<String>,
+    masks: BTreeSet<String>,
+}
+
+impl Work {
+    /// The work of all hoists; they are of this graph.
+    pub fn new(graph: &Graph, hoists: &[Hoist]) -> Self {
+        let mut work = Work::default();
+        for &moved in hoists.iter().flat_map(|hoist| &hoist.moves) {
+            let (names, node) = match moved {
+                Move::Node(node) => (&mut work.whole, node),
+                Move::Mask(node) => (&mut work.masks, node),
+            };
+            names.extend(first(graph, node).map(str::to_owned));
+        }
+        work
+    }
+}
+
+/// The patch that moves work.
+pub fn hoist(graph: &Graph, work: &Work) -> Patch {
+    let reason = format!(
+        "{} nodes and {} masks in the forward half",
+        work.whole.len(),
+        work.masks.len()
+    );
+    let mut patch = Patch::new(NAME, reason);
+    let mut names = Names::new(graph);
+    let mut zero = None;
+    for &id in graph.order() {
+        let Some(name) = first(graph, id) else {
+            continue;
+        };
+        if work.whole.contains(name) {
+            let mut moved = graph.node_proto(id);
+            moved.metadata_props.push(metadata("half", "forward"));
+            moved.metadata_props.push(version());
+            patch.replace(id, vec![moved]);
+        } else if work.masks.contains(name) {
+            let zero = zero.get_or_insert_with(|| {
+                let name = names.fresh("velora.zero".to_owned());
+                patch.add_initializer(float_scalar(&name, 0.0));
+                name
+            });
+            mask(graph, id, zero, &mut names, &mut patch);
+        }
+    }
+    patch
+}
+
+fn first(graph: &Graph, node: NodeId) -> Option<&str> {
+    let value = graph.node(node).outputs.first().copied().flatten()?;
+    Some(&graph.value(value).name)
+}
+
+/// A `ReluGrad` becomes a selection, with its mask right behind what the mask is of.
+fn mask(graph: &Graph, id: NodeId, zero: &str, names: &mut Names, patch: &mut Patch) {
+    let gradient = graph.node_proto(id);
+    let producer = graph.node(id).inputs.get(MASKED).copied().flatten();
+    let producer = producer.and_then(|value| graph.producer(value));
+    let ([dy, y], Some(producer)) = (gradient.input.as_slice(), producer) else {
+        return;
+    };
+    let origin = || metadata("origin", &graph.node(id).label(graph));
+    let mask = names.fresh(format!("velora.{y}.positive"));
+    let compare = NodeProto {
+        name: Some(mask.clone()),
+        metadata_props: vec![metadata("half", "forward"), origin(), version()],
+        ..node("Greater", &[y, zero], &mask)
+    };
+    let mut select = NodeProto {
+        name: gradient.name.clone(),
+        doc_string: gradient.doc_string.clone(),
+        metadata_props: gradient.metadata_props.clone(),
+        ..node("Where", &[&mask, dy, zero], "")
+    };
+    select.output.clone_from(&gradient.output);
+    select.metadata_props.extend([origin(), version()]);
+    patch.insert_after(producer, vec![compare]);
+    patch.replace(id, vec![select]);
+}
