@@ -122,7 +122,7 @@ pub fn optimise(model: &Model, options: &Options) -> Result<Outcome, JobError> {
     }
     if !passes.is_empty() || !hoists.is_empty() {
         passes.push(&dead_code);
-        if !hoists.is_empty() {
+        if options.hoist {
             passes.push(&hoist);
         }
         passes.push(&schedule);

@@ -3,7 +3,7 @@
 //! Whatever a case asks for, the whole pipeline runs in function form and inline, with and without
 //! pins, verified after each pass; and these must hold each time: every node that is not ours is the
 //! node of that name in the original, message for message, but for inputs that say X̂ or stand behind
-//! a pin; names, declarations and metadata of the model and the graph are the original's; outputs have
+//! a pin, and for the mark of what was moved into the forward half; names, declarations and metadata of the model and the graph are the original's; outputs have
 //! their types; a tensor is saved no longer exactly where nothing is said to keep it; before the schedule,
 //! kept nodes stand in their old order.
 
@@ -52,7 +52,7 @@ fn rewritten(case: &Case, inline: bool, pin: bool) -> Result<Outcome, String> {
         pin,
         checks: Checks {
             verify_each: true,
-            keep_after: Some("dead-code".to_owned()),
+            keep_after: Some(if case.hoist { "hoist" } else { "dead-code" }.to_owned()),
         },
     };
     optimise(&case.model, &options).map_err(|e| e.to_string())
@@ -80,7 +80,16 @@ fn text(case: &Case, outcome: &Outcome) -> String {
         .map(|i| i.name())
         .filter(|name| !after.initializer.iter().any(|i| i.name() == *name))
         .collect();
-    for (what, list) in [("removed", gone), ("removed constants", unread)] {
+    let moved: Vec<&str> = { after.node.iter() }
+        .filter(|node| is_moved(node))
+        .map(first)
+        .collect();
+    let lists = [
+        ("moved into forward", moved),
+        ("removed", gone),
+        ("removed constants", unread),
+    ];
+    for (what, list) in lists {
         if !list.is_empty() {
             text += &format!("{what}: {}\n", names(&list));
         }
@@ -110,12 +119,16 @@ fn first(node: &NodeProto) -> &str {
     node.output.first().map_or("", String::as_str)
 }
 
+/// Whether a node is new; one that was moved is not.
 fn ours(node: &NodeProto) -> bool {
-    node.domain() == "ai.velora"
-        || node
-            .metadata_props
-            .iter()
-            .any(|entry| entry.key().starts_with("velora."))
+    let says = |key: &str| node.metadata_props.iter().any(|entry| entry.key() == key);
+    node.domain() == "ai.velora" || says("velora.version") && !is_moved(node)
+}
+
+/// Whether a node of the original was moved into the forward half.
+fn is_moved(node: &NodeProto) -> bool {
+    let says = |key: &str| node.metadata_props.iter().any(|entry| entry.key() == key);
+    says("velora.half") && !says("velora.origin")
 }
 
 fn check(case: &Case, outcome: &Outcome) -> Result<(), String> {
@@ -149,10 +162,18 @@ fn check(case: &Case, outcome: &Outcome) -> Result<(), String> {
     freed(case, outcome, &analyses)
 }
 
-/// A tensor is saved no longer exactly where all that read it is rewritten.
+/// A tensor is saved no longer exactly where all that read it is rewritten, or was moved.
 fn freed(case: &Case, outcome: &Outcome, after: &Analyses) -> Result<(), String> {
     let graph = &outcome.ran.model.graph;
     let saved: Vec<&str> = after.saved.iter().map(|s| name(graph, s.buffer)).collect();
+    for &released in outcome.hoists.iter().flat_map(|hoist| &hoist.released) {
+        let tensor = name(&case.model.graph, released);
+        if saved.contains(&tensor) {
+            return Err(format!(
+                "{tensor} is said to be released, and is still saved"
+            ));
+        }
+    }
     for decision in outcome.decisions.iter().filter(|d| d.rewritten()) {
         let tensor = name(&case.model.graph, decision.activation);
         match (decision.kept_alive_by.is_empty(), saved.contains(&tensor)) {
@@ -172,6 +193,10 @@ fn nodes(before: &GraphProto, after: &GraphProto) -> Result<(), String> {
             return Err(format!("{} is neither old nor ours", first(node)));
         };
         let mut same = node.clone();
+        if is_moved(node) {
+            let marks = ["velora.half", "velora.version"];
+            same.metadata_props.retain(|e| !marks.contains(&e.key()));
+        }
         for (input, was) in same.input.iter_mut().zip(&was.input) {
             if input.starts_with("velora.") {
                 input.clone_from(was);

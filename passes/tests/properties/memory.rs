@@ -10,8 +10,8 @@ use velora_graph::onnx::schema::GraphProto;
 use velora_testgen::interpret::Tensor;
 use velora_testgen::{Generated, ledger, random};
 
-/// The halves by what each node reaches; a compression belongs to the forward half.
-fn halves(graph: &GraphProto, made: &Generated) -> (Vec<bool>, Vec<bool>) {
+/// The halves by what each node reaches; a compression and what was moved belong to the forward half.
+pub fn halves(graph: &GraphProto, made: &Generated) -> (Vec<bool>, Vec<bool>) {
     let gradients: HashSet<&str> = made.gradient_outputs.iter().map(String::as_str).collect();
     let others = graph
         .output
@@ -27,7 +27,10 @@ fn halves(graph: &GraphProto, made: &Generated) -> (Vec<bool>, Vec<bool>) {
         } else {
             op.map(|e| e.value())
         };
-        forward[place] |= backward[place] && matches!(op, Some("Compress" | "MeanDirection"));
+        let entries = &mut node.metadata_props.iter();
+        let early = matches!(op, Some("Compress" | "MeanDirection"))
+            || entries.any(|e| (e.key(), e.value()) == ("velora.half", "forward"));
+        forward[place] |= backward[place] && early;
         backward[place] &= !forward[place];
     }
     (forward, backward)
