@@ -8,13 +8,14 @@
 //! halves: that it belongs to the forward half is said by `velora.half` in its metadata, for the
 //! schedule, which runs it where its inputs are born, for the analyses and for our runtime.
 //!
-//! **Masks.** `ReluGrad(dY, Y)` selects dY where Y is above zero, and 0 elsewhere; it keeps Y alive for
-//! one bit of each element. It becomes `Where(Greater(Y, 0), dY, 0)`, with the comparison in the forward
-//! half. That is the operator's own definition, so no bit changes, not even of NaN, infinities or -0.
+//! **Masks.** `ReluGrad(dY, Y)` hands dY on where Y is above zero, and 0 elsewhere; it keeps Y alive for
+//! one bit of each element. The comparison moves, `mask = Greater(Y, 0)`, and the node stays and reads
+//! `Cast(mask)`, which is above zero exactly where Y is, so that it makes the same bits in every runtime.
+//! (`Where(mask, dY, 0)` would not: ONNX Runtime's turns a dY of -0 into 0.)
 
 use crate::names::Names;
 use crate::pipeline::assumed_sizes;
-use crate::proto::{float_scalar, metadata, node, version};
+use crate::proto::{float_scalar, int, metadata, node, version};
 use crate::select::{Decision, Init, PAGE, Reason, sub_token_size};
 use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::Analyses;
@@ -22,6 +23,7 @@ use velora_graph::analysis::hoist::cut::{Hoist, hoists};
 use velora_graph::analysis::hoist::{Context, Held, MASKED, Move};
 use velora_graph::ir::{Graph, GraphError, Model, NodeId, Patch, ValueId};
 use velora_graph::onnx::schema::NodeProto;
+use velora_graph::shapes::DataType;
 
 /// The name of the pass.
 pub const NAME: &str = "hoist";
@@ -147,29 +149,28 @@ fn first(graph: &Graph, node: NodeId) -> Option<&str> {
     Some(&graph.value(value).name)
 }
 
-/// A `ReluGrad` becomes a selection, with its mask right behind what the mask is of.
+/// Lets a `ReluGrad` read a mask, which is made right behind what it is of.
 fn mask(graph: &Graph, id: NodeId, zero: &str, names: &mut Names, patch: &mut Patch) {
-    let gradient = graph.node_proto(id);
-    let producer = graph.node(id).inputs.get(MASKED).copied().flatten();
-    let producer = producer.and_then(|value| graph.producer(value));
-    let ([dy, y], Some(producer)) = (gradient.input.as_slice(), producer) else {
+    let value = graph.node(id).inputs.get(MASKED).copied().flatten();
+    let producer = value.and_then(|value| graph.producer(value));
+    let (Some(value), Some(producer)) = (value, producer) else {
         return;
     };
-    let origin = || metadata("origin", &graph.node(id).label(graph));
+    let y = &graph.value(value).name;
+    let ours = |op, inputs: &[&str], output: &str| NodeProto {
+        name: Some(output.to_owned()),
+        metadata_props: vec![metadata("origin", &graph.node(id).label(graph)), version()],
+        ..node(op, inputs, output)
+    };
     let mask = names.fresh(format!("velora.{y}.positive"));
-    let compare = NodeProto {
-        name: Some(mask.clone()),
-        metadata_props: vec![metadata("half", "forward"), origin(), version()],
-        ..node("Greater", &[y, zero], &mask)
+    let mut compare = ours("Greater", &[y, zero], &mask);
+    compare.metadata_props.push(metadata("half", "forward"));
+    let number = names.fresh(format!("velora.{y}.positive_float"));
+    let cast = NodeProto {
+        attribute: vec![int("to", i64::from(DataType::FLOAT.0))],
+        ..ours("Cast", &[&mask], &number)
     };
-    let mut select = NodeProto {
-        name: gradient.name.clone(),
-        doc_string: gradient.doc_string.clone(),
-        metadata_props: gradient.metadata_props.clone(),
-        ..node("Where", &[&mask, dy, zero], "")
-    };
-    select.output.clone_from(&gradient.output);
-    select.metadata_props.extend([origin(), version()]);
     patch.insert_after(producer, vec![compare]);
-    patch.replace(id, vec![select]);
+    patch.insert_before(id, vec![cast]);
+    patch.redirect(id, MASKED, number);
 }

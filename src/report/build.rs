@@ -8,10 +8,10 @@ use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use velora_graph::analysis::Analyses;
-use velora_graph::analysis::hoist::Move;
 use velora_graph::analysis::hoist::cut::Hoist;
+use velora_graph::analysis::hoist::{MASKED, Move};
 use velora_graph::analysis::lifetimes::Lifetimes;
-use velora_graph::analysis::partition::Partition;
+use velora_graph::analysis::partition::{Partition, was_moved};
 use velora_graph::analysis::saved::SavedActivation;
 use velora_graph::analysis::sites::{Site, sites_behind};
 use velora_graph::dim::Dim;
@@ -253,12 +253,18 @@ fn hoisted(sides: &Sides<'_>, after: &HashMap<String, (Amount, bool)>) -> Vec<Ho
         Some((bytes, _)) => bytes.clone(),
         None => Amount::from(0),
     };
-    // The node that reads the mask has taken the output over.
     let mask = |node: NodeId| {
         let output = graph.node(node).outputs.first().copied().flatten()?;
-        let select = makers.get(graph.value(output).name.as_str())?;
-        let mask = now.node(*select).inputs.first().copied().flatten()?;
-        Some(now.value(mask).name.clone())
+        let reader = makers.get(graph.value(output).name.as_str())?;
+        let mut here = now.node(*reader).inputs.get(MASKED).copied().flatten()?;
+        // It is read as numbers, and perhaps behind a pin.
+        loop {
+            let maker = now.node(now.producer(here)?);
+            if was_moved(maker) {
+                return Some(now.value(here).name.clone());
+            }
+            here = maker.inputs.first().copied().flatten()?;
+        }
     };
     let entry = |hoist: &Hoist| {
         let name = |&root: &ValueId| graph.value(root).name.clone();

@@ -34,7 +34,7 @@ pub enum Move {
     /// The whole node.
     Node(NodeId),
     /// The comparison with zero that a `ReluGrad` begins with: it needs of its second input only which
-    /// elements are positive. The node itself stays, and reads the mask.
+    /// elements are positive. The node itself stays, and reads a mask.
     Mask(NodeId),
 }
 
@@ -140,15 +140,9 @@ impl Early {
     pub(crate) fn masks(&self, context: &Context<'_>, reader: &Reader) -> bool {
         let node = context.graph.node(reader.node);
         let relu = (node.domain(), node.op()) == ("com.microsoft", "ReluGrad");
-        let &[Some(dy), Some(y)] = node.inputs.as_slice() else {
-            return false;
-        };
-        let (dy, y) = (context.shapes.of(dy), context.shapes.of(y));
-        // A selection broadcasts where `ReluGrad` does not.
-        let alike = dy.shape.is_some() && dy.shape == y.shape;
-        let float = [dy, y].map(|t| t.data_type) == [Some(DataType::FLOAT); 2];
+        let float = context.shapes.of(reader.value).data_type == Some(DataType::FLOAT);
         let known = self.knows(context, reader.value);
-        relu && reader.slot == Some(MASKED) && alike && float && known
+        relu && reader.slot == Some(MASKED) && float && known
     }
 }
 
