@@ -15,8 +15,8 @@
 
 use crate::names::Names;
 use crate::pipeline::assumed_sizes;
-use crate::proto::{float_scalar, int, metadata, node, version};
-use crate::select::{Decision, Init, PAGE, Reason, sub_token_size};
+use crate::proto::{float_tensor, int, metadata, node, version};
+use crate::select::{Decision, PAGE, Reason};
 use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::hoist::cut::{Hoist, hoists};
@@ -72,13 +72,14 @@ fn held(decisions: &[Decision], bytes: impl Fn(ValueId) -> Option<i64>) -> BTree
         let wanted = |d: &&Decision| matches!(d.reason, Reason::Rewritten | Reason::KeptAlive);
         let first = decisions.first().filter(|_| decisions.iter().all(wanted))?;
         let (site, whole) = (first.site.as_ref()?, bytes(tensor)?);
-        let groups = first.settings.grouping.groups(site.features);
-        let direction = match first.settings.init {
-            Init::BatchAverage => sub_token_size(site.features, groups).checked_mul(4)?,
-            Init::Random | Init::None => 0,
+        let token = site.features.checked_mul(4)?;
+        let compressed = first.settings.bytes_per_token(site.features, 4)?;
+        let direction = match first.settings.init.is_computed() {
+            true => first.settings.direction_length(site.features)?,
+            false => 0,
         };
-        let rows = (whole / site.features).checked_mul(groups)?;
-        let then = rows.checked_add(direction)?;
+        let rows = whole.checked_div(token)?.checked_mul(compressed)?;
+        let then = rows.checked_add(direction.checked_mul(4)?)?;
         // Some are compressed although the tensor is kept.
         let already = decisions.iter().any(|d| d.rewritten());
         let now = if already {
@@ -135,7 +136,7 @@ pub fn hoist(graph: &Graph, work: &Work) -> Patch {
         } else if work.masks.contains(name) {
             let zero = zero.get_or_insert_with(|| {
                 let name = names.fresh("velora.zero".to_owned());
-                patch.add_initializer(float_scalar(&name, 0.0));
+                patch.add_initializer(float_tensor(&name, Vec::new(), &[0.0]));
                 name
             });
             mask(graph, id, zero, &mut names, &mut patch);

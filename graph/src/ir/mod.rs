@@ -28,6 +28,12 @@ impl NodeId {
     pub fn index(self) -> usize {
         self.0 as usize
     }
+
+    /// An id, for tests of what needs no graph.
+    #[cfg(test)]
+    pub(crate) fn from_index(index: usize) -> Self {
+        NodeId(index as u32)
+    }
 }
 
 impl ValueId {

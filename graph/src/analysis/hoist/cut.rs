@@ -41,8 +41,8 @@ pub struct Hoist {
 }
 
 /// Candidates that belong together beyond this number are left alone: a minimum cut is no work in
-/// linear time. No activation function has more than a few dozen.
-const LARGEST: usize = 1024;
+/// linear time. An activation function has a dozen, but what is read by all layers joins theirs.
+const LARGEST: usize = 4096;
 
 /// A saved activation that moving could release.
 struct Activation {
@@ -349,4 +349,119 @@ fn reached(network: &DiGraph<(), u64>, source: NodeIndex, flows: &[u64]) -> Vec<
         pending.extend(back.map(|edge| edge.source()));
     }
     reached
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::NodeId;
+
+    /// Numbers from SplitMix64.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, bound: u64) -> u64 {
+            self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut bits = self.0;
+            bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            (bits ^ (bits >> 31)) % bound
+        }
+
+        fn some_of(&mut self, numbers: std::ops::Range<usize>) -> Vec<usize> {
+            numbers.filter(|_| self.below(3) == 0).collect()
+        }
+    }
+
+    fn work(random: &mut Random, count: usize) -> Work {
+        let mut work = Work {
+            moves: Vec::new(),
+            reads: Vec::new(),
+            activations: Vec::new(),
+            made: Vec::new(),
+        };
+        for number in 0..count {
+            work.moves.push(Move::Node(NodeId::from_index(number)));
+            work.reads.push(random.some_of(0..number));
+        }
+        for number in 0..count {
+            let readers = (number + 1..count).filter(|&later| work.reads[later].contains(&number));
+            work.made.push(Made {
+                maker: number,
+                root: None,
+                bytes: (random.below(8) > 0).then(|| random.below(6) as i64),
+                readers: readers.collect(),
+                leaves: random.below(2) == 0,
+            });
+        }
+        for root in 0..count {
+            let then = random.below(3) as i64;
+            work.activations.push(Activation {
+                root: ValueId::from_index(root),
+                now: then + random.below(8) as i64,
+                then,
+                readers: random.some_of(0..count),
+            });
+        }
+        work.activations.retain(|a| !a.readers.is_empty());
+        work
+    }
+
+    /// The bytes between the halves; `None` where something is moved that must stay.
+    fn cost(work: &Work, moved: impl Fn(usize) -> bool) -> Option<i64> {
+        let mut cost = 0;
+        for activation in &work.activations {
+            let released = activation.readers.iter().all(|&reader| moved(reader));
+            cost += if released {
+                activation.then
+            } else {
+                activation.now
+            };
+        }
+        for buffer in work.made.iter().filter(|buffer| moved(buffer.maker)) {
+            let crosses = buffer.leaves || buffer.readers.iter().any(|&reader| !moved(reader));
+            let bytes = buffer.bytes?;
+            cost += if crosses { bytes } else { 0 };
+        }
+        Some(cost)
+    }
+
+    #[test]
+    fn no_choice_is_cheaper_and_none_as_cheap_moves_less() {
+        let mut random = Random(1);
+        let (mut moving, mut idle) = (0, 0);
+        for _ in 0..400 {
+            let count = 1 + random.below(9) as usize;
+            let work = work(&mut random, count);
+            let moved = work.moved(std::iter::once((0..count).collect()));
+            let chosen = cost(&work, |number| moved[number]);
+            let weight = moved.iter().filter(|&&m| m).count();
+            let closed = |set: u32| {
+                let mut reads = work.reads.iter().enumerate();
+                reads.all(|(number, from)| {
+                    set >> number & 1 == 0 || from.iter().all(|&f| set >> f & 1 == 1)
+                })
+            };
+            assert!(closed(
+                (0..count).filter(|&n| moved[n]).map(|n| 1 << n).sum()
+            ));
+            let costs = (0..1u32 << count).filter(|&set| closed(set));
+            let costs = costs.filter_map(|set| {
+                Some((
+                    cost(&work, |n| set >> n & 1 == 1)?,
+                    set.count_ones() as usize,
+                ))
+            });
+            assert_eq!(chosen.map(|cost| (cost, weight)), costs.min());
+            // What the groups say adds up to the difference.
+            let stays = cost(&work, |_| false).unwrap_or(0);
+            let groups = work.groups(&moved);
+            let freed: i64 = groups.iter().map(|g| g.before - g.after).sum();
+            assert_eq!(Some(stays - freed), chosen);
+            assert!(groups.iter().all(|g| g.before > g.after));
+            moving += usize::from(weight > 0);
+            idle += usize::from(weight == 0);
+        }
+        assert!(moving > 50 && idle > 50, "{moving} moving, {idle} idle");
+    }
 }
