@@ -336,6 +336,22 @@ fn dtype(analyses: &Analyses, value: ValueId) -> Option<String> {
     element_type_name(kind.0).map(str::to_owned)
 }
 
+/// A mask that moved, for the tests of the renderers.
+#[cfg(test)]
+pub fn moved() -> Hoisted {
+    let amount = |text: &str| Amount::from(Dim::parse(text));
+    Hoisted {
+        nodes: vec![Reader {
+            node: "mask".to_owned(),
+            op: "LessOrEqual".to_owned(),
+        }],
+        tensor: "mask".to_owned(),
+        bytes_before: amount("256*batch"),
+        bytes_after: amount("128*batch + 4"),
+        unlocked: vec!["relu".to_owned()],
+    }
+}
+
 /// Two layers with an open batch, one of them rewritten, for the tests of the renderers.
 #[cfg(test)]
 pub fn example() -> Report {

@@ -240,7 +240,7 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::build::example;
+    use crate::report::build::{example, moved};
 
     #[test]
     fn the_page_is_self_contained_and_the_same_each_time() {
@@ -263,9 +263,12 @@ mod tests {
         report.layers[0].param = "<script>alert('x')</script>\u{0}".to_owned();
         report.saved[0].tensor = "a\"&b".to_owned();
         report.model = "</title><b>".to_owned();
+        report.hoisted = vec![moved()];
+        report.hoisted[0].unlocked.push("<b>bold</b>".to_owned());
         let page = html(&report, View::Inspected);
         assert!(!page.contains("<script") && !page.contains("<b>"), "{page}");
         assert!(page.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;\u{fffd}"));
         assert!(page.contains("a&quot;&amp;b"));
+        assert!(page.contains("<code>relu, &lt;b&gt;bold&lt;/b&gt;</code>"));
     }
 }

@@ -372,7 +372,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::build::example;
+    use crate::report::build::{example, moved};
 
     const PLAIN: Style = Style {
         unicode: false,
@@ -397,6 +397,30 @@ saved for backward              512*batch B      320*batch B  62.5%
 weight-gradient operations  2048*batch FLOP  1280*batch FLOP  62.5%
 1 of 2 weight gradients rewritten
 "
+        );
+    }
+
+    #[test]
+    fn what_moved_is_shown() {
+        let mut report = example();
+        report.hoisted = vec![moved()];
+        let text = inspected(&report, PLAIN);
+        assert!(
+            text.contains(
+                "\
+could move into forward  frees           of  saves             left
+mask (LessOrEqual)       relu   256*batch B  mask   128*batch + 4 B
+
+"
+            ),
+            "{text}"
+        );
+        report.totals.sites_rewritten = 0;
+        let text = optimized(&report, PLAIN);
+        assert!(text.contains("moved into forward"), "{text}");
+        assert!(
+            text.ends_with("none of 2 weight gradients rewritten\n"),
+            "{text}"
         );
     }
 
