@@ -368,7 +368,7 @@ fn agree(graph: &Graph, decisions: &[Decision]) -> Result<(), SelectError> {
         let form = |d: &Decision| {
             let features = d.site.as_ref().map_or(1, |s| s.features);
             let settings = d.settings;
-            let shared = LayerSettings {
+            LayerSettings {
                 grouping: Grouping::Groups(settings.grouping.groups(features)),
                 // Each gradient has its own factor.
                 scale: 1.0,
@@ -382,8 +382,7 @@ fn agree(graph: &Graph, decisions: &[Decision]) -> Result<(), SelectError> {
                     _ => DEFAULT_DECAY,
                 },
                 ..settings
-            };
-            shared
+            }
         };
         if form(known) != form(decision) {
             return Err(SelectError::Disagree {

@@ -19,9 +19,11 @@ fn direction(
 ) -> Option<Vec<(f64, f64)>> {
     let even = (1.0 / (size as f64).sqrt(), 4.0 * U);
     match init {
-        Init::None => return Some(vec![even; size]),
-        Init::Random => return None,
-        Init::BatchAverage => {}
+        // Nothing has filled those yet.
+        Init::None | Init::FirstBatch | Init::Svd => return Some(vec![even; size]),
+        Init::Random | Init::Uniform => return None,
+        // From the start, which is zero, a moving average is that of the batch.
+        Init::BatchAverage | Init::RunningAverage => {}
     }
     let (mut sums, mut sizes) = (vec![0.0; size], vec![0.0; size]);
     for row in x.chunks(features) {

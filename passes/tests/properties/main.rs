@@ -45,7 +45,10 @@ pub fn settings() -> impl Strategy<Value = Options> {
     ];
     let init = prop_oneof![
         Just(Init::BatchAverage),
+        Just(Init::FirstBatch),
+        Just(Init::Svd),
         Just(Init::Random),
+        Just(Init::Uniform),
         Just(Init::None)
     ];
     let preset = prop_oneof![
