@@ -247,6 +247,64 @@ fn real_graphs_come_within_two_per_cent_of_the_bound() {
     assert!(worst.0 <= 1.02, "{}", worst.1);
 }
 
+/// Buffers of arenas in plans of `models/`, by graph and batch size, that are hard to place. A search that
+/// moved buffers to the front of an order left the first five 1.7 to 5.1 % above the bound; the last takes
+/// the most work now. Each line has bytes, first and last step.
+const HARD: [(&str, &str); 6] = [
+    (
+        "ort/vit_tiny_lora, 3",
+        include_str!("data/arena/ort_vit_tiny_lora_3.txt"),
+    ),
+    (
+        "ort/vit_tiny_lora rewritten, 3",
+        include_str!("data/arena/ort_vit_tiny_lora_3_rewritten.txt"),
+    ),
+    (
+        "ort/digits_vit, 3",
+        include_str!("data/arena/ort_digits_vit_3.txt"),
+    ),
+    (
+        "ort/vit_tiny, 6",
+        include_str!("data/arena/ort_vit_tiny_6.txt"),
+    ),
+    (
+        "ort/llama_768x4 rewritten, 32",
+        include_str!("data/arena/ort_llama_768x4_32_rewritten.txt"),
+    ),
+    (
+        "aot/llama_256x4 rewritten, 6",
+        include_str!("data/arena/aot_llama_256x4_6_rewritten.txt"),
+    ),
+];
+
+#[test]
+fn hard_buffers_reach_the_bound_with_a_fifth_of_the_work() {
+    for (name, lines) in HARD {
+        let numbers = |line: &str| {
+            let numbers = line.split(' ').map(|number| number.parse().unwrap());
+            numbers.collect::<Vec<u64>>()
+        };
+        let intervals: Vec<Interval> = (lines.lines().map(numbers))
+            .map(|line| Interval {
+                bytes: line[0],
+                first: line[1] as usize,
+                last: line[2] as usize,
+            })
+            .collect();
+        let start = std::time::Instant::now();
+        let placed = place_within(&intervals, 64, 40_000_000).unwrap();
+        println!(
+            "{name}: {} buffers, {} bytes above {} in {:.0} ms",
+            intervals.len(),
+            placed.bytes - placed.lower_bound,
+            placed.lower_bound,
+            start.elapsed().as_secs_f64() * 1e3
+        );
+        check(&intervals, 64, &placed);
+        assert_eq!(placed.bytes, placed.lower_bound, "{name}");
+    }
+}
+
 /// Ten thousand buffers, nested as forward and backward nest them, and short ones between.
 #[test]
 fn many_buffers_are_placed_within_the_work_allowed() {
