@@ -10,7 +10,7 @@ use pulp::Arch;
 use velora_graph::shapes::DataType;
 
 /// The most elements of a tile.
-pub const TILE: usize = 512;
+pub const TILE: usize = 1024;
 
 /// `out[i] = f(a[i])`, compiled for several instruction sets.
 ///
