@@ -2,7 +2,6 @@
 
 use crate::backend::{Backend, Fault, StepContext};
 use crate::lower::{LowerError, Request, constants, lower};
-use crate::plan::fuse::fuse;
 use crate::plan::{PlanError, build};
 use crate::tensor::{Tensor, TensorType};
 use std::collections::BTreeMap;
@@ -47,8 +46,7 @@ pub fn evaluate(
 ) -> Result<Vec<Tensor>, EvaluateError> {
     let graph = &model.graph;
     let mut program = lower(model, request)?;
-    fuse(&mut program);
-    let plan = build(&program, backend)?;
+    let plan = build(&mut program, backend)?;
     let mut executable = backend.prepare(vec![plan])?;
     for (position, &value) in graph.inputs().iter().enumerate() {
         let Some(operand) = executable.plan().inputs[position].clone() else {

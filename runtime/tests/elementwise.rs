@@ -14,7 +14,7 @@ use velora_runtime::cpu::Cpu;
 use velora_runtime::cpu::math::erf_f64;
 use velora_runtime::lower::{Request, lower};
 use velora_runtime::ops::Op;
-use velora_runtime::plan::build;
+use velora_runtime::plan::build_unfused;
 use velora_runtime::plan::fuse::fuse;
 use velora_runtime::program::Program;
 use velora_runtime::tensor::{Tensor, TensorType};
@@ -45,7 +45,7 @@ fn run(
     input: &dyn Fn(usize, &TensorType) -> Vec<u8>,
 ) -> Vec<Tensor> {
     let cpu = Cpu::new(threads).unwrap();
-    let plan = build(program, &cpu).unwrap();
+    let plan = build_unfused(program, &cpu).unwrap();
     let mut executable = cpu.prepare(vec![plan]).unwrap();
     for position in 0..program.inputs.len() {
         if let Some(operand) = executable.plan().inputs[position].clone() {
@@ -372,7 +372,9 @@ fn speed() {
             fuse(&mut fused);
             let cpu = Cpu::new(threads).unwrap();
             let mut runs = [&plain, &fused].map(|program| {
-                let mut run = cpu.prepare(vec![build(program, &cpu).unwrap()]).unwrap();
+                let mut run = cpu
+                    .prepare(vec![build_unfused(program, &cpu).unwrap()])
+                    .unwrap();
                 for position in 0..program.inputs.len() {
                     let operand = run.plan().inputs[position].clone().unwrap();
                     run.write(operand.buffer, &elements(position, &operand.ty));

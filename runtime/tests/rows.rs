@@ -372,6 +372,8 @@ fn compressed_activations_by_their_definition() {
         (9, 10, 7, 3),
         (200, 700, 2, 4),
         (5, 6, 6, 2),
+        (9, 485, 41, 3),
+        (6, 98, 10, 3),
     ] {
         let m = usize::div_ceil(d, groups);
         let (x, v, dy) = (

@@ -13,7 +13,6 @@ use velora_runtime::backend::{Backend, Executable};
 use velora_runtime::cpu::Cpu;
 use velora_runtime::data::Dataset;
 use velora_runtime::lower::{Request, constants};
-use velora_runtime::plan::fuse::fuse;
 use velora_runtime::plan::{Operand, build};
 use velora_runtime::tensor::{Tensor, TensorType};
 use velora_runtime::training::{Gradients, Signature, wire};
@@ -88,8 +87,7 @@ pub fn prepare<'c>(cpu: &'c Cpu, arguments: &Arguments, data: &[Dataset]) -> Res
     };
     let batch: BTreeSet<usize> = signature.others.iter().copied().collect();
     let mut wired = wire(&model, &signature, &request, &batch, Gradients::Fresh, 0)?;
-    fuse(&mut wired.program);
-    let plan = build(&wired.program, cpu)?;
+    let plan = build(&mut wired.program, cpu)?;
     let footprint = plan.footprint;
     eprintln!(
         "arena {} bytes, {:.4} of the bound; {:.4} of that in the file's order ({})",

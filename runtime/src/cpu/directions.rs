@@ -57,7 +57,7 @@ where
                 written,
                 &|rows, z| {
                     let x = &x[rows.start * features..rows.end * features];
-                    dispatch::<T, _, _>(project::<T>, (sets, x, second, z.elements));
+                    dispatch!(T, project::<T>, (sets, x, second, z.elements));
                 },
             );
         }
@@ -67,7 +67,7 @@ where
             let written = RowsMut::new(y, features);
             for_blocks(0..rows, rows_per_block(features), written, &|rows, y| {
                 let p = &p[rows.start * sets.width()..rows.end * sets.width()];
-                dispatch::<T, _, _>(spread::<T>, (sets, *scale, p, second, y.elements));
+                dispatch!(T, spread::<T>, (sets, *scale, p, second, y.elements));
             });
         }
         Directions::Repeat { sets, scale } => {
@@ -80,7 +80,7 @@ where
                 written,
                 &|features, y| {
                     let place = (features.start, y.elements);
-                    dispatch::<T, _, _>(repeat::<T>, (sets, *scale, p, second, place));
+                    dispatch!(T, repeat::<T>, (sets, *scale, p, second, place));
                 },
             );
         }

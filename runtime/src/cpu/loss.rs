@@ -158,7 +158,7 @@ where
             probabilities: probabilities.map(|p| p.elements),
             losses: losses.map(|l| l.elements),
         };
-        sum.elements[0] = dispatch::<T, _, _>(forward_block::<T>, part);
+        sum.elements[0] = dispatch!(T, forward_block::<T>, part);
     });
     if !single {
         let sum: f64 = sums.iter().sum();
@@ -324,7 +324,8 @@ where
     let matrix = op.classes * op.inner;
     let written = RowsMut::new(output.elements::<T>(), matrix);
     for_blocks(0..op.batch, block(op), written, &|range, d| {
-        dispatch::<T, _, _>(
+        dispatch!(
+            T,
             grad_block::<T>,
             (op, read, &slopes, added, range.start, d.elements),
         );

@@ -3,7 +3,7 @@
 use super::Machine;
 use super::memory::{Call, Data, Input, Output};
 use super::movement::missing;
-use super::rows::{RowsMut, for_blocks, for_chunks};
+use super::rows::{RowsMut, for_blocks, for_chunks, vectorize};
 use crate::backend::StepContext;
 use crate::ops::random::{Distribution, Draw, Dropout, Random, check_ratio};
 use crate::random::{block, normal, philox};
@@ -190,9 +190,11 @@ fn drop_elements<T: Float>(
             output.copy_from_slice(&source[start..start + output.len()]);
         }
         match ratio {
-            Some(ratio) => arch.dispatch(
+            Some(ratio) => vectorize(
+                arch,
                 #[inline(always)]
-                || drop_chunk(ratio, numbers, start, output, mask),
+                |(output, mask)| drop_chunk(ratio, numbers, start, output, mask),
+                (output, mask),
             ),
             None => {
                 if let Some(mask) = mask {

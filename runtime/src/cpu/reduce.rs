@@ -57,7 +57,7 @@ impl Columns {
             let start = blocks.start * block;
             let rows = block.min(self.rows.saturating_sub(start));
             let x = &x[start * width..(start + rows) * width];
-            dispatch::<T, _, _>(columns::<T, S>, (x, rows, width, written.elements));
+            dispatch!(T, columns::<T, S>, (x, rows, width, written.elements));
         });
         self.join::<T::Lane, S>(partials)
     }
@@ -234,7 +234,7 @@ fn fold<T: Number, S: Step<T::Lane>>(
             let mut total = S::start().wide();
             walk.runs(place, |start, length, step| {
                 let part = if step == 1 {
-                    dispatch::<T, _, _>(rows::fold::<T, S>, &x[start..start + length])
+                    dispatch!(T, rows::fold::<T, S>, &x[start..start + length])
                 } else {
                     let elements = (0..length).map(|i| x[start + i * step].lane());
                     elements.fold(S::start(), S::step).wide()
@@ -250,7 +250,7 @@ fn fold_all_rows<T: Number, S: Step<T::Lane>>(kind: Kind, size: usize, x: &[T], 
     let block = rows::rows_per_block(size);
     for_blocks(0..y.len(), block, RowsMut::new(y, 1), &|rows, y| {
         let x = &x[rows.start * size..rows.end * size];
-        dispatch::<T, _, _>(fold_rows::<T, S>, (kind, size, x, y.elements));
+        dispatch!(T, fold_rows::<T, S>, (kind, size, x, y.elements));
     });
 }
 
@@ -270,7 +270,7 @@ fn fold_matrices<T: Number, S: Step<T::Lane>>(
                 let mut totals = [S::start().wide(); STACK_TILE];
                 let totals = &mut totals[..y.len()];
                 let x = x.get(tile * STACK_TILE..).unwrap_or(&[]);
-                dispatch::<T, _, _>(columns_of::<T, S>, (x, rows, width, &mut *totals));
+                dispatch!(T, columns_of::<T, S>, (x, rows, width, &mut *totals));
                 for (y, &total) in y.iter_mut().zip(&*totals) {
                     *y = finish::<T>(kind, total, rows);
                 }

@@ -6,28 +6,48 @@ use pulp::{Arch, Simd, WithSimd};
 /// Elements from which on work is worth a second thread.
 pub(crate) const BLOCK: usize = 16 * 1024;
 
-/// Runs a kernel compiled for the widest vectors of the machine.
+/// Runs a function compiled for the widest vectors of the machine: `dispatch!(T, kernel, arguments)` is
+/// `kernel(arguments)`, for elements of type `T`.
 ///
-/// The kernel must be a function marked `inline(always)`, and so must all that it calls: what is not
-/// inlined is compiled for the least of machines.
+/// The kernel must be marked `inline(always)`, and so must all that it calls: what is not inlined is
+/// compiled for the least of machines.
 ///
 /// Elements of types other than `f32` get the least machine's code: their loops are rarely hot, and code
 /// for every machine takes long to compile.
-#[inline]
-pub(crate) fn dispatch<T: Number, A, R>(kernel: impl FnOnce(A) -> R, arguments: A) -> R {
+macro_rules! dispatch {
+    ($type:ty, $kernel:expr, $arguments:expr $(,)?) => {
+        if <$type as $crate::cpu::number::Number>::VECTOR {
+            $crate::cpu::rows::vectorize(
+                pulp::Arch::new(),
+                #[inline(always)]
+                |arguments| $kernel(arguments),
+                $arguments,
+            )
+        } else {
+            $kernel($arguments)
+        }
+    };
+}
+
+pub(crate) use dispatch;
+
+/// Runs a closure marked `inline(always)` compiled for the vectors of a machine.
+///
+/// It must capture nothing by unique reference and move nothing: what is written belongs to the
+/// arguments. Only a closure that is called as what it is (`Fn`) is inlined for certain. A function, or
+/// a closure called through `FnOnce`, is called by a function that the compiler makes, which is not
+/// marked, and which is therefore compiled once, for the least of machines, where the kernel is large.
+#[inline(always)]
+pub(crate) fn vectorize<A, R>(arch: Arch, kernel: impl Fn(A) -> R, arguments: A) -> R {
     struct Run<F, A>(F, A);
-    impl<A, R, F: FnOnce(A) -> R> WithSimd for Run<F, A> {
+    impl<A, R, F: Fn(A) -> R> WithSimd for Run<F, A> {
         type Output = R;
         #[inline(always)]
         fn with_simd<S: Simd>(self, _simd: S) -> R {
             (self.0)(self.1)
         }
     }
-    if T::VECTOR {
-        Arch::new().dispatch(Run(kernel, arguments))
-    } else {
-        kernel(arguments)
-    }
+    arch.dispatch(Run(kernel, arguments))
 }
 
 /// The workspace of a kernel as numbers; one that was not asked for has no alignment.

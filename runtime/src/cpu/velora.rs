@@ -50,13 +50,16 @@ where
                 // Sub-tokens that are shorter than a vector are added across sub-tokens.
                 let short = if T::VECTOR { op.size() } else { 0 };
                 match (short, op.features % op.size().max(1)) {
-                    (1, _) => dispatch::<T, _, _>(compress_short::<T, 1>, (op, x, v, z.elements)),
-                    (2, 0) => dispatch::<T, _, _>(compress_short::<T, 2>, (op, x, v, z.elements)),
-                    (3, 0) => dispatch::<T, _, _>(compress_short::<T, 3>, (op, x, v, z.elements)),
-                    (4, 0) => dispatch::<T, _, _>(compress_short::<T, 4>, (op, x, v, z.elements)),
-                    (6, 0) => dispatch::<T, _, _>(compress_short::<T, 6>, (op, x, v, z.elements)),
-                    (8, 0) => dispatch::<T, _, _>(compress_short::<T, 8>, (op, x, v, z.elements)),
-                    _ => dispatch::<T, _, _>(compress::<T>, (op, x, v, z.elements)),
+                    (1, _) => dispatch!(T, compress_short::<T, 1>, (op, x, v, z.elements)),
+                    (2, 0) => dispatch!(T, compress_short::<T, 2>, (op, x, v, z.elements)),
+                    (3, 0) => dispatch!(T, compress_short::<T, 3>, (op, x, v, z.elements)),
+                    (4, 0) => dispatch!(T, compress_short::<T, 4>, (op, x, v, z.elements)),
+                    (6, 0) => dispatch!(T, compress_short::<T, 6>, (op, x, v, z.elements)),
+                    (8, 0) => dispatch!(T, compress_short::<T, 8>, (op, x, v, z.elements)),
+                    (size, _) if size % 8 == 4 => {
+                        dispatch!(T, compress::<T, 4>, (op, x, v, z.elements))
+                    }
+                    _ => dispatch!(T, compress::<T, 8>, (op, x, v, z.elements)),
                 }
             });
         }
@@ -66,36 +69,86 @@ where
             let written = RowsMut::new(y, sizes.features);
             for_blocks(0..sizes.rows, block, written, &|rows, y| {
                 let p = &x[rows.start * sizes.groups..rows.end * sizes.groups];
-                dispatch::<T, _, _>(spread::<T>, (sizes, *scale, p, v, y.elements));
+                dispatch!(T, spread::<T>, (sizes, *scale, p, v, y.elements));
             });
         }
         Velora::Repeat { sizes, scale } => {
             let block = rows_per_block(sizes.rows);
             let written = RowsMut::new(y, sizes.rows);
             for_blocks(0..sizes.features, block, written, &|features, y| {
-                dispatch::<T, _, _>(repeat::<T>, (sizes, *scale, x, v, features, y.elements));
+                dispatch!(T, repeat::<T>, (sizes, *scale, x, v, features, y.elements));
             });
         }
     }
     Ok(())
 }
 
-/// Sub-tokens of any size.
+/// Sub-tokens of any size, of which `L` elements at a time are multiplied.
 #[inline(always)]
-fn compress<T: Number>((op, x, v, z): (&SubTokens, &[T], &[T], &mut [T])) {
-    if op.features == 0 {
+fn compress<T: Number, const L: usize>((op, x, v, z): (&SubTokens, &[T], &[T], &mut [T])) {
+    let size = op.size();
+    if size == 0 {
         z.fill(T::narrow(T::Lane::default()));
         return;
+    }
+    if op.features == op.groups * size {
+        return dots::<T, L>(x, v, z);
     }
     let rows = x
         .chunks_exact(op.features)
         .zip(z.chunks_exact_mut(op.groups));
     for (x, z) in rows {
-        for (group, z) in z.iter_mut().enumerate() {
-            let x = &x[op.span(group)];
-            let sum =
-                fold_pairs::<T, T, T::Lane, Sum>(x, &v[..x.len()], |x, v| x.lane().mul(v.lane()));
+        let (full, others) = z.split_at_mut(op.features / size);
+        let (wholes, rest) = x.split_at(full.len() * size);
+        dots::<T, L>(wholes, v, full);
+        others.fill(T::narrow(T::Lane::default()));
+        if !rest.is_empty() {
+            dots::<T, L>(rest, &v[..rest.len()], &mut others[..1]);
+        }
+    }
+}
+
+/// Sub-tokens whose partial sums are kept on the stack together.
+const TOGETHER: usize = 32;
+/// Longer sub-tokens are summed in blocks of wider numbers, one by one.
+const LONG: usize = 256;
+
+/// The products of sub-tokens that lie side by side with a direction of their size.
+///
+/// The lanes of one are not added up before those of several others are there: then many additions are
+/// side by side again.
+#[inline(always)]
+fn dots<T: Number, const L: usize>(x: &[T], v: &[T], z: &mut [T]) {
+    let size = v.len();
+    if size > LONG {
+        for (x, z) in x.chunks_exact(size).zip(z) {
+            let sum = fold_pairs::<T, T, T::Lane, Sum>(x, v, |x, v| x.lane().mul(v.lane()));
             *z = T::narrow(T::Lane::narrow(sum));
+        }
+        return;
+    }
+    let (wholes, rest) = v.as_chunks::<L>();
+    let mut sums = [[T::Lane::default(); L]; TOGETHER];
+    for (z, x) in z.chunks_mut(TOGETHER).zip(x.chunks(TOGETHER * size)) {
+        for (sums, x) in sums.iter_mut().zip(x.chunks_exact(size)) {
+            let mut lanes = [T::Lane::default(); L];
+            let (x, x_rest) = x.as_chunks::<L>();
+            for (x, v) in x.iter().zip(wholes) {
+                for lane in 0..L {
+                    lanes[lane] = lanes[lane].add(x[lane].lane().mul(v[lane].lane()));
+                }
+            }
+            for (lane, (x, v)) in lanes.iter_mut().zip(x_rest.iter().zip(rest)) {
+                *lane = lane.add(x.lane().mul(v.lane()));
+            }
+            *sums = lanes;
+        }
+        for (z, lanes) in z.iter_mut().zip(&sums) {
+            let mut sum = lanes[0];
+            for &lane in &lanes[1..] {
+                sum = sum.add(lane);
+            }
+            *z = T::narrow(sum);
         }
     }
 }

@@ -171,7 +171,7 @@ pub struct Lowering<'a> {
     producers: BTreeMap<TensorId, usize>,
 }
 
-impl Lowering<'_> {
+impl<'a> Lowering<'a> {
     /// The version of a domain's operator set that the model imports; 1 where it imports none.
     pub fn opset(&self, domain: &str) -> i64 {
         self.model.opset(domain).unwrap_or(1)
@@ -287,6 +287,15 @@ impl Lowering<'_> {
     ) -> Result<Option<TensorId>, Refusal> {
         let value = node.inputs.get(slot).copied().flatten();
         value.map(|value| self.tensor(value)).transpose()
+    }
+
+    /// The node that makes what a node reads at a place, behind pins; `None` for inputs and constants.
+    pub fn source(&self, node: &Node, slot: usize) -> Option<&'a Node> {
+        let graph = &self.model.graph;
+        let value = node.inputs.get(slot).copied().flatten()?;
+        graph
+            .producer(unpinned(graph, value))
+            .map(|id| graph.node(id))
     }
 
     /// Where `Transpose`s make the tensor that a node reads at a place: what they transpose, and by

@@ -315,7 +315,8 @@ fn elements(node: &Node, data: &TensorType, indices: &TensorType) -> Result<Elem
     })
 }
 
-fn reduction(node: &Node) -> Result<Reduction, Refusal> {
+/// The reduction of a scatter.
+pub(super) fn reduction(node: &Node) -> Result<Reduction, Refusal> {
     let name = node.attribute("reduction").and_then(|a| a.s.clone());
     match name.as_deref().unwrap_or(b"none") {
         b"none" => Ok(Reduction::Replace),

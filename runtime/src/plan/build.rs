@@ -1,6 +1,7 @@
 //! From a program to a plan.
 
 use super::arena::{Interval, PlaceError, Placement, place};
+use super::fuse::fuse;
 use super::order::order;
 use super::{
     ALIGNMENT, Buffer, BufferId, Footprint, MAX_OPERANDS, Operand, Plan, Region, Step,
@@ -31,11 +32,20 @@ pub enum PlanError {
     },
 }
 
-/// Makes the plan of a program for a backend.
+/// Makes the plan of a program for a backend; the program's element-wise operations are fused for it.
 ///
 /// # Errors
 /// [`PlanError`] where an operation has too many operands.
-pub fn build(program: &Program, backend: &dyn Backend) -> Result<Plan, PlanError> {
+pub fn build(program: &mut Program, backend: &dyn Backend) -> Result<Plan, PlanError> {
+    fuse(program);
+    build_unfused(program, backend)
+}
+
+/// The plan of a program as it is. Fusing is not to change a bit: this is what it is compared with.
+///
+/// # Errors
+/// [`PlanError`] where an operation has too many operands.
+pub fn build_unfused(program: &Program, backend: &dyn Backend) -> Result<Plan, PlanError> {
     let mut builder = Builder::new(program);
     let workspaces: Vec<usize> = (program.operations.iter())
         .map(|operation| {

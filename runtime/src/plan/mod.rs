@@ -10,7 +10,7 @@ pub mod fuse;
 mod order;
 pub mod show;
 
-pub use build::{PlanError, build};
+pub use build::{PlanError, build, build_unfused};
 
 use crate::ops::Op;
 use crate::tensor::{Tensor, TensorType};

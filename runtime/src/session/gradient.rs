@@ -7,6 +7,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::optimizer::CHUNK;
+use crate::cpu::rows::vectorize;
 
 /// Partial sums in flight within a chunk: enough for two vectors of AVX-512.
 const LANES: usize = 16;
@@ -17,13 +18,15 @@ pub fn accumulate(sum: &mut [f32], gradient: &[f32]) {
     let arch = Arch::new();
     let chunks = (sum.par_chunks_mut(CHUNK), gradient.par_chunks(CHUNK));
     chunks.into_par_iter().for_each(|(sum, gradient)| {
-        arch.dispatch(
+        vectorize(
+            arch,
             #[inline(always)]
-            || {
+            |(sum, gradient): (&mut [f32], &[f32])| {
                 for (sum, g) in sum.iter_mut().zip(gradient) {
                     *sum += g;
                 }
             },
+            (sum, gradient),
         );
     });
 }
@@ -41,9 +44,10 @@ pub fn sum_of_squares(gradient: &[f32]) -> f64 {
 }
 
 fn chunk(gradient: &[f32]) -> f64 {
-    Arch::new().dispatch(
+    vectorize(
+        Arch::new(),
         #[inline(always)]
-        || {
+        |gradient: &[f32]| {
             let mut sums = [0f64; LANES];
             let (whole, rest) = gradient.as_chunks::<LANES>();
             for lanes in whole {
@@ -56,6 +60,7 @@ fn chunk(gradient: &[f32]) -> f64 {
             }
             sums.iter().sum()
         },
+        gradient,
     )
 }
 

@@ -4,6 +4,7 @@
 //! computes each element alone, with additions, multiplications, divisions and square roots that are
 //! rounded one by one. The bits are therefore the same for any number of threads and on any processor.
 
+use crate::cpu::rows::vectorize;
 use pulp::Arch;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -258,13 +259,15 @@ impl Sgd {
         let arch = Arch::new();
         let chunks = (parameter.par_chunks_mut(CHUNK), gradient.par_chunks(CHUNK));
         chunks.into_par_iter().for_each(|(w, g)| {
-            arch.dispatch(
+            vectorize(
+                arch,
                 #[inline(always)]
-                || {
+                |(w, g): (&mut [f32], &[f32])| {
                     for (w, g) in w.iter_mut().zip(g) {
                         *w += self.step * self.gradient(*w, *g);
                     }
                 },
+                (w, g),
             );
         });
     }
@@ -282,9 +285,10 @@ impl Sgd {
             direction.par_chunks_mut(CHUNK),
         );
         chunks.into_par_iter().for_each(|(w, g, d)| {
-            arch.dispatch(
+            vectorize(
+                arch,
                 #[inline(always)]
-                || {
+                |(w, g, d): (&mut [f32], &[f32], &mut [f32])| {
                     for ((w, g), d) in w.iter_mut().zip(g).zip(d) {
                         let g = self.gradient(*w, *g);
                         *d = self.momentum * *d + g;
@@ -292,6 +296,7 @@ impl Sgd {
                         *w += self.step * along;
                     }
                 },
+                (w, g, d),
             );
         });
     }
@@ -349,9 +354,10 @@ impl Adam {
             square.par_chunks_mut(CHUNK),
         );
         chunks.into_par_iter().for_each(|(w, g, m, v)| {
-            arch.dispatch(
+            vectorize(
+                arch,
                 #[inline(always)]
-                || {
+                |(w, g, m, v): (&mut [f32], &[f32], &mut [f32], &mut [f32])| {
                     for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
                         let mut g = g * self.scale;
                         if DECAY {
@@ -363,6 +369,7 @@ impl Adam {
                         *w = *w * self.keep + self.step * (*m / size);
                     }
                 },
+                (w, g, m, v),
             );
         });
     }

@@ -3,7 +3,6 @@
 use super::bind::Bound;
 use crate::backend::Backend;
 use crate::lower::{LowerError, Request};
-use crate::plan::fuse::fuse;
 use crate::plan::{Operand, Plan, PlanError, build};
 use crate::program::TensorId;
 use crate::training::{Gradients, Signature, Wired, wire};
@@ -90,8 +89,7 @@ pub fn plan(
         }
         Purpose::Measure => wired.measure(),
     }
-    fuse(&mut wired.program);
-    let plan = build(&wired.program, backend)?;
+    let plan = build(&mut wired.program, backend)?;
     let ports = ports(&wired, &plan, bound, purpose);
     Ok((plan, ports))
 }

@@ -45,9 +45,9 @@ fn run(body: &str, inputs: &[(&str, Tensor)]) -> Vec<Tensor> {
 /// Runs steps of a graph of one input on threads, and gives the bytes of its outputs after the last one.
 fn steps(body: &str, threads: usize, contexts: &[StepContext], input: &Tensor) -> Vec<Vec<u8>> {
     let model = parse(body);
-    let program = lower(&model, &REQUEST(&BTreeMap::new())).unwrap();
+    let mut program = lower(&model, &REQUEST(&BTreeMap::new())).unwrap();
     let cpu = Cpu::new(threads).unwrap();
-    let plan = build(&program, &cpu).unwrap();
+    let plan = build(&mut program, &cpu).unwrap();
     let mut executable = cpu.prepare(vec![plan]).unwrap();
     let place = executable.plan().inputs[0].clone().unwrap();
     executable.write(place.buffer, &input.bytes);

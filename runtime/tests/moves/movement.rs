@@ -1,6 +1,8 @@
 //! Boxes of elements.
 
-use super::{counting, run, try_run};
+use super::{REQUEST, counting, parse, run, try_run};
+use std::collections::BTreeMap;
+use velora_runtime::lower::lower;
 use velora_runtime::tensor::Tensor;
 
 /// A transposition by its definition.
@@ -42,6 +44,69 @@ fn transpositions() {
             transposed(&x.to_f32().unwrap(), &shape, &perm),
             "{perm:?}"
         );
+    }
+}
+
+/// A slice written along an inner axis, as exporters do it: indices, and how many operations are left.
+/// What is not evenly spaced, or reduces, stays what it was.
+#[test]
+fn transposed_scatters() {
+    let shape = [2, 3, 5];
+    let x = counting(&shape);
+    let base = transposed(&x.to_f32().unwrap(), &shape, &[2, 1, 0]);
+    for (indices, reduction, filled, operations) in [
+        (vec![1, 2], "none", false, 1),
+        (vec![0, 1, 2, 3, 4], "none", false, 1),
+        (vec![-1], "none", false, 1),
+        (vec![0, 2, 4], "none", false, 1),
+        (vec![3, 4], "none", true, 1),
+        (vec![1, 4], "none", true, 1),
+        (vec![0, 1, 3], "none", false, 4),
+        (vec![3, 1], "none", false, 4),
+        (vec![2, 2], "add", false, 4),
+    ] {
+        let count = indices.len();
+        let updates = Tensor::from_f32(
+            &[2, 3, count],
+            &(0..6 * count).map(|i| 100.0 + i as f32).collect::<Vec<_>>(),
+        );
+        let data = if filled {
+            "Expand (seven, shape)"
+        } else {
+            "Identity (x)"
+        };
+        let body = format!(
+            r#"g (float[2,3,5] x, float[2,3,{count}] u) => (float[2,3,5] y)
+            <int64[{count},1] i = {{{}}}, float seven = {{7}}, int64[3] shape = {{2, 3, 5}}> {{
+                data = {data}
+                t = Transpose <perm = [2, 1, 0]> (data)
+                w = Transpose <perm = [2, 1, 0]> (u)
+                s = ScatterND <reduction = "{reduction}"> (t, i, w)
+                y = Transpose <perm = [2, 1, 0]> (s)
+            }}"#,
+            indices
+                .iter()
+                .map(i64::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
+        let program = lower(&parse(&body), &REQUEST(&BTreeMap::new())).unwrap();
+        assert_eq!(program.operations.len(), operations, "{indices:?}");
+        let mut rows = if filled { vec![7.0; 30] } else { base.clone() };
+        let u = transposed(&updates.to_f32().unwrap(), &[2, 3, count], &[2, 1, 0]);
+        for (number, &index) in indices.iter().enumerate() {
+            let row = index.rem_euclid(5) as usize;
+            for i in 0..6 {
+                let before = match reduction {
+                    "add" => rows[row * 6 + i],
+                    _ => 0.0,
+                };
+                rows[row * 6 + i] = before + u[number * 6 + i];
+            }
+        }
+        let y = run(&body, &[("x", x.clone()), ("u", updates)]);
+        let expected = transposed(&rows, &[5, 3, 2], &[2, 1, 0]);
+        assert_eq!(y[0].to_f32().unwrap(), expected, "{indices:?} {reduction}");
     }
 }
 

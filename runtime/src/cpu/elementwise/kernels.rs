@@ -1,6 +1,7 @@
 //! Loops over tiles: one per instruction and class, compiled for several instruction sets.
 
 use super::super::math;
+use super::super::rows::vectorize;
 use crate::ops::elementwise::{Binary, Class, Comparison, Instruction, Operator, Unary};
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use half::slice::HalfFloatSliceExt;
@@ -9,23 +10,25 @@ use pulp::Arch;
 use velora_graph::shapes::DataType;
 
 /// The most elements of a tile.
-pub const TILE: usize = 512;
+pub const TILE: usize = 1024;
 
 /// `out[i] = f(a[i])`, compiled for several instruction sets.
 ///
 /// For what is hot in training alone: code for every machine takes long to compile.
 macro_rules! vector1 {
     ($arch:expr, $a:expr, $out:expr, |$x:ident| $value:expr) => {
-        $arch.dispatch(
+        vectorize(
+            $arch,
             #[inline(always)]
-            || {
+            |(a, out)| {
                 loop1(
-                    $a,
-                    $out,
+                    a,
+                    out,
                     #[inline(always)]
                     |$x: f32| -> f32 { $value },
                 )
             },
+            ($a, $out),
         )
     };
 }
@@ -33,17 +36,19 @@ macro_rules! vector1 {
 /// `out[i] = f(a[i], b[i])` of 32-bit numbers, compiled for several instruction sets.
 macro_rules! vector2 {
     ($arch:expr, $a:expr, $b:expr, $out:expr, $r:ty, |$x:ident, $y:ident| $value:expr) => {
-        $arch.dispatch(
+        vectorize(
+            $arch,
             #[inline(always)]
-            || {
+            |(a, b, out)| {
                 loop2(
-                    $a,
-                    $b,
-                    $out,
+                    a,
+                    b,
+                    out,
                     #[inline(always)]
                     |$x: f32, $y: f32| -> $r { $value },
                 )
             },
+            ($a, $b, $out),
         )
     };
 }
@@ -186,9 +191,11 @@ fn convert(from: Class, to: Class, a: &[u8], out: &mut [u8]) {
 fn select(arch: Arch, class: Class, operands: [&[u8]; 3], out: &mut [u8]) {
     match class.bytes() {
         1 => select_of::<u8>(operands, out),
-        4 => arch.dispatch(
+        4 => vectorize(
+            arch,
             #[inline(always)]
-            || select_of::<u32>(operands, out),
+            |(operands, out)| select_of::<u32>(operands, out),
+            (operands, out),
         ),
         _ => select_of::<u64>(operands, out),
     }

@@ -16,7 +16,7 @@ use velora_graph::shapes::DataType;
 /// Elements that one thread works on at a time, about.
 const CHUNK: usize = 16_384;
 
-/// The values of one register over a tile: 512 of up to 4 bytes, or 256 of 8.
+/// The values of one register over a tile: 1024 of up to 4 bytes, or 512 of 8.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Slot([u64; TILE / 2]);
@@ -40,7 +40,7 @@ struct Job<'a> {
     tile: usize,
     /// Elements of a chunk.
     chunk: usize,
-    /// By output: whether the last instruction writes it at once.
+    /// By output: whether the instruction that makes its values writes them there, and not to a slot.
     direct: [bool; MAX_OPERANDS],
 }
 
@@ -93,7 +93,7 @@ impl<'a> Job<'a> {
         };
         let mut direct = [false; MAX_OPERANDS];
         for (output, &register) in expression.stores.iter().enumerate() {
-            direct[output] = is_direct(expression, register);
+            direct[output] = is_direct(expression, &sources, output, register);
         }
         Job {
             arch: Arch::new(),
@@ -229,8 +229,8 @@ impl<'a> Job<'a> {
                         Some(&first) => code[usize::from(first)].class(),
                         None => Class::F32,
                     };
-                    let output = stores.iter().position(|&s| usize::from(s) == place);
-                    let output = output.filter(|&output| self.direct[output]);
+                    let output = self.home(place);
+                    let mut target = output.map(|output| std::mem::take(&mut outputs[output]));
                     // Results never lie where operands do.
                     let (before, rest) = slots.split_at_mut(slot);
                     let Some((own, after)) = rest.split_first_mut() else {
@@ -238,27 +238,34 @@ impl<'a> Job<'a> {
                     };
                     let mut values: [&[u8]; 3] = [&[]; 3];
                     for (value, &operand) in values.iter_mut().zip(operands) {
-                        *value = self.value(usize::from(operand), tile, before, after);
+                        *value = self.value(usize::from(operand), tile, outputs, before, after);
                     }
-                    let out = match output {
-                        Some(output) => {
-                            let first = tile.from * instruction.class().bytes();
-                            &mut outputs[output][first..first + size]
-                        }
+                    let out = match &mut target {
+                        Some(output) => &mut output[tile.bytes(instruction.class().bytes())],
                         None => &mut bytes_of_mut(own)[..size],
                     };
                     kernels::execute(self.arch, instruction, class, values, out);
+                    if let (Some(output), Some(target)) = (output, target) {
+                        outputs[output] = target;
+                    }
                 }
             }
         }
         for (output, &register) in stores.iter().enumerate() {
             if !self.direct[output] {
                 let ty = self.ty(register);
-                let size = load::bytes(ty);
-                let out = &mut outputs[output][tile.from * size..(tile.from + tile.count) * size];
-                load::store(ty, self.value(usize::from(register), tile, slots, &[]), out);
+                let out = std::mem::take(&mut outputs[output]);
+                let values = self.value(usize::from(register), tile, outputs, slots, &[]);
+                load::store(ty, values, &mut out[tile.bytes(load::bytes(ty))]);
+                outputs[output] = out;
             }
         }
+    }
+
+    /// The output that an instruction writes to.
+    fn home(&self, place: usize) -> Option<usize> {
+        let mut stores = self.expression.stores.iter().zip(self.direct);
+        stores.position(|(&register, direct)| direct && usize::from(register) == place)
     }
 
     /// A value over a tile; the slot between `before` and `after` is being written.
@@ -266,6 +273,7 @@ impl<'a> Job<'a> {
         &'s self,
         place: usize,
         tile: &Tile,
+        outputs: &'s Outputs<'_>,
         before: &'s [Slot],
         after: &'s [Slot],
     ) -> &'s [u8] {
@@ -274,6 +282,9 @@ impl<'a> Job<'a> {
             && let Some(values) = self.in_memory(usize::from(number), tile)
         {
             return values;
+        }
+        if let Some(output) = self.home(place) {
+            return &outputs[output][tile.bytes(instruction.class().bytes())];
         }
         let slot = usize::from(self.expression.slots[place]);
         let values = match slot.checked_sub(before.len() + 1) {
@@ -358,6 +369,11 @@ struct Tile {
 }
 
 impl Tile {
+    /// The bytes of its elements in a chunk of an output.
+    fn bytes(&self, size: usize) -> std::ops::Range<usize> {
+        self.from * size..(self.from + self.count) * size
+    }
+
     /// The element that a load sees at the start of the tile's row.
     fn first(&self, load: &Load) -> usize {
         if load.strides.is_empty() {
@@ -370,15 +386,23 @@ impl Tile {
     }
 }
 
-/// Whether the instruction that makes a value may write it to the output at once: nobody reads it
-/// afterwards, and no load follows, whose elements might be those overwritten.
-fn is_direct(expression: &Expression, register: Register) -> bool {
+/// Whether the instruction that makes a value may write it to the output at once: it is the output's
+/// alone, and no load follows whose elements would be overwritten.
+fn is_direct(
+    expression: &Expression,
+    sources: &[Source<'_>],
+    output: usize,
+    register: Register,
+) -> bool {
     let place = usize::from(register);
     let instruction = &expression.code[place];
     load::is_native(instruction.ty)
         && instruction.operator.arity() > 0
         && expression.stores.iter().filter(|&&s| s == register).count() == 1
-        && !(expression.code[place..].iter()).any(|later| {
-            matches!(later.operator, Operator::Load(_)) || later.operands().contains(&register)
+        && !(expression.code[place..].iter()).any(|later| match later.operator {
+            Operator::Load(number) => {
+                matches!(sources[usize::from(number)], Source::Output(other) if other == output)
+            }
+            _ => false,
         })
 }

@@ -10,6 +10,7 @@
 //! - An operand is any matrix whose elements have constant distances, so a transposed one is a view.
 //! - Threads are those of the rayon pool that the caller is in.
 
+mod blocking;
 mod drive;
 mod element;
 mod kernel;
@@ -20,7 +21,8 @@ mod tile;
 mod tests;
 
 use crate::cpu::rows::fork;
-use drive::{Blocking, Product};
+use blocking::Blocking;
+use drive::Product;
 pub use element::{Accumulator, Element};
 use tile::Outputs;
 

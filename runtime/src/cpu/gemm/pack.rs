@@ -97,7 +97,9 @@ fn copy_groups<E: Element, const W: usize>(data: &[E], part: &Part, panel: &mut 
     for (p, group) in groups.iter_mut().enumerate() {
         let start = part.start + p * part.depth_stride;
         if let Some(source) = data[start..].first_chunk::<W>() {
-            *group = source.map(E::to_acc);
+            for (to, from) in group.iter_mut().zip(source) {
+                *to = from.to_acc();
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{GRAIN, missing};
 use crate::cpu::memory::{Call, Input};
-use crate::cpu::rows::fork;
+use crate::cpu::rows::{fork, vectorize};
 use crate::ops::movement::copy::{Axis, Copy, MAX_AXES, Origin, Part};
 use bytemuck::Pod;
 
@@ -93,7 +93,7 @@ fn share<T: Pod + Send + Sync>(mut piece: Piece, input: &[T], output: &mut [T]) 
 }
 
 /// The place some steps further on.
-#[inline]
+#[inline(always)]
 fn forward(from: usize, step: isize, count: usize) -> usize {
     // Boxes lie within their tensors, so the sum is a place in one.
     from.wrapping_add_signed(step.wrapping_mul(count as isize))
@@ -127,7 +127,17 @@ fn copy_piece<T: Pod>(axes: &[Axis], from: usize, input: &[T], output: &mut [T])
         others[..short].copy_from_slice(&outer[..short]);
         others[short..outer.len() - 1].copy_from_slice(&outer[short + 1..]);
         return each(&others[..outer.len() - 1], from, 0, &mut |from, to| {
-            transpose(rows, last, from, input, &mut output[to..]);
+            // Code for every machine's vectors is for elements of 32 bits only.
+            if size_of::<T>() == size_of::<f32>() {
+                vectorize(
+                    pulp::Arch::new(),
+                    #[inline(always)]
+                    |(input, output)| transpose(rows, last, from, input, output),
+                    (input, &mut output[to..]),
+                );
+            } else {
+                transpose(rows, last, from, input, &mut output[to..]);
+            }
         });
     }
     each(outer, from, 0, &mut |from, to| {
@@ -156,6 +166,7 @@ fn each(axes: &[Axis], from: usize, to: usize, f: &mut impl FnMut(usize, usize))
 }
 
 /// Copies a matrix between two layouts: rows have step 1 in the input, columns in the output.
+#[inline(always)]
 fn transpose<T: Pod>(rows: Axis, columns: Axis, from: usize, input: &[T], output: &mut [T]) {
     for row in (0..rows.size).step_by(TILE) {
         let height = TILE.min(rows.size - row);
@@ -163,23 +174,35 @@ fn transpose<T: Pod>(rows: Axis, columns: Axis, from: usize, input: &[T], output
             let width = TILE.min(columns.size - column);
             let from = forward(from, columns.from, column) + row;
             let to = row * rows.to + column;
+            let output = &mut output[to..];
             if (height, width) == (TILE, TILE) {
-                let mut tile = [[T::zeroed(); TILE]; TILE];
-                for (i, line) in tile.iter_mut().enumerate() {
-                    let from = forward(from, columns.from, i);
-                    line.copy_from_slice(&input[from..from + TILE]);
-                }
-                for i in 0..TILE {
-                    let line: [T; TILE] = std::array::from_fn(|j| tile[j][i]);
-                    output[to + i * rows.to..][..TILE].copy_from_slice(&line);
-                }
+                transpose_tile((columns.from, from, input, rows.to, output));
             } else {
                 for i in 0..height {
                     for j in 0..width {
-                        output[to + i * rows.to + j] = input[forward(from, columns.from, j) + i];
+                        output[i * rows.to + j] = input[forward(from, columns.from, j) + i];
                     }
                 }
             }
         }
+    }
+}
+
+/// Copies a whole tile: its columns start at `from` in the input, `step` apart, its rows at the start of
+/// the output, `stride` apart.
+#[inline(always)]
+fn transpose_tile<T: Pod>(
+    (step, from, input, stride, output): (isize, usize, &[T], usize, &mut [T]),
+) {
+    let mut tile = [[T::zeroed(); TILE]; TILE];
+    for (i, column) in tile.iter_mut().enumerate() {
+        column.copy_from_slice(&input[forward(from, step, i)..][..TILE]);
+    }
+    for i in 0..TILE {
+        let mut row = [T::zeroed(); TILE];
+        for j in 0..TILE {
+            row[j] = tile[j][i];
+        }
+        output[i * stride..][..TILE].copy_from_slice(&row);
     }
 }

@@ -56,7 +56,7 @@ where
                 RowsMut::new(&mut *statistics, 1),
                 &|range, statistics| {
                     for (c, of_channel) in range.zip(statistics.elements) {
-                        *of_channel = dispatch::<T, _, _>(moments::<T>, (op, x, first + c));
+                        *of_channel = dispatch!(T, moments::<T>, (op, x, first + c));
                     }
                 },
             );
@@ -98,7 +98,7 @@ where
                     let factor =
                         scale[place].lane().wide() / (spread + f64::from(op.epsilon)).sqrt();
                     let x = &x[plane * spatial..(plane + 1) * spatial];
-                    dispatch::<T, _, _>(affine::<T>, (x, y, average, factor, bias[place]));
+                    dispatch!(T, affine::<T>, (x, y, average, factor, bias[place]));
                 }
             },
         );
@@ -191,7 +191,7 @@ where
                 for (c, of_channel) in range.zip(sums.elements) {
                     let place = first + c;
                     let of = (mean[place].lane(), inverse[place].lane());
-                    *of_channel = dispatch::<T, _, _>(channel_sums::<T>, (op, dy, x, place, of));
+                    *of_channel = dispatch!(T, channel_sums::<T>, (op, dy, x, place, of));
                 }
             },
         );
@@ -222,10 +222,7 @@ where
                             along: sums.0 / count as f64,
                             across: sums.1 / count as f64,
                         };
-                        dispatch::<T, _, _>(
-                            grad_plane::<T>,
-                            (&dy[at.clone()], &x[at], dx, channel),
-                        );
+                        dispatch!(T, grad_plane::<T>, (&dy[at.clone()], &x[at], dx, channel),);
                     }
                 },
             );

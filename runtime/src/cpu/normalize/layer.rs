@@ -58,7 +58,7 @@ where
             mean,
             inverse,
         };
-        dispatch::<T, _, _>(forward_rows::<T, S>, rows);
+        dispatch!(T, forward_rows::<T, S>, rows);
     });
     Ok(())
 }
@@ -200,7 +200,8 @@ where
             let start = block * columns.block;
             let rows = start..(start + columns.block).min(op.rows);
             let biases = if bias_wanted { biases } else { &mut [] };
-            dispatch::<T, _, _>(
+            dispatch!(
+                T,
                 grad_block::<T, S, INVERTED>,
                 (&given, rows, dx, scales, biases),
             );

@@ -21,9 +21,9 @@ where
     let written = RowsMut::new(y.elements::<T>(), matrix);
     for_blocks(0..op.outer, block, written, &|range, y| {
         if op.inner == 1 {
-            dispatch::<T, _, _>(forward_rows::<T>, (op, x, range.start, y.elements));
+            dispatch!(T, forward_rows::<T>, (op, x, range.start, y.elements));
         } else {
-            dispatch::<T, _, _>(forward_columns::<T>, (op, x, range.start, y.elements));
+            dispatch!(T, forward_columns::<T>, (op, x, range.start, y.elements));
         }
     });
     Ok(())
@@ -156,7 +156,11 @@ where
     let block = rows_per_block(matrix);
     let written = RowsMut::new(dx.elements::<T>(), matrix);
     for_blocks(0..op.outer, block, written, &|range, dx| {
-        dispatch::<T, _, _>(grad_matrices::<T>, (op, (dy, y), range.start, dx.elements));
+        dispatch!(
+            T,
+            grad_matrices::<T>,
+            (op, (dy, y), range.start, dx.elements)
+        );
     });
     Ok(())
 }

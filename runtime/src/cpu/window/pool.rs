@@ -3,16 +3,17 @@
 use super::PARALLEL;
 use super::columns::inside;
 use crate::cpu::memory::Call;
+use crate::cpu::number::Number;
 use crate::cpu::product::Real;
-use crate::cpu::rows::{RowsMut, for_blocks, for_chunks};
+use crate::cpu::rows::{RowsMut, dispatch, for_blocks, for_chunks};
 use crate::ops::window::{AXES, Geometry, Pool, Reduction};
-use bytemuck::Pod;
 use half::{bf16, f16};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use velora_graph::shapes::DataType;
 
 /// An element type that is pooled.
-trait Element: Pod + Send + Sync + PartialOrd {
+trait Element: Number + PartialOrd {
     /// The least element.
     const LEAST: Self;
 
@@ -151,15 +152,22 @@ fn pooled<T: Element>(pool: &Pool, mut call: Call<'_>) -> Result<(), String> {
         let indices = indices.elements::<i64>();
         let body = |(number, (y, indices)): (usize, (&mut [T], &mut [i64]))| {
             let base = (number * size) as i64;
-            greatest_with_place(&pool.geometry, plane(number), y, |position, place| {
-                indices[position] = match place {
-                    Some(place) if column_major => {
-                        base + column_major_place(&pool.geometry, place) as i64
-                    }
-                    Some(place) => base + place as i64,
-                    None => -1,
-                };
-            });
+            if positions == 1 {
+                greatest_with_place(&pool.geometry, plane(number), y, indices);
+            } else {
+                dispatch!(
+                    T,
+                    greatest_with_places::<T>,
+                    (&pool.geometry, plane(number), y, &mut *indices)
+                );
+            }
+            // A window that lies in the padding has no place.
+            for place in indices.iter_mut().filter(|place| **place >= 0) {
+                if column_major {
+                    *place = column_major_place(&pool.geometry, *place as usize) as i64;
+                }
+                *place += base;
+            }
         };
         if parallel {
             let planes = y.len().div_ceil(positions);
@@ -178,13 +186,10 @@ fn pooled<T: Element>(pool: &Pool, mut call: Call<'_>) -> Result<(), String> {
     let body = |(number, y): (usize, &mut [T])| match pool.reduction {
         // One window per plane has no row of outputs to run over.
         Reduction::Max { .. } if positions == 1 => {
-            greatest_with_place(&pool.geometry, plane(number), y, |_, _| {});
+            greatest_with_place(&pool.geometry, plane(number), y, &mut [0]);
         }
         Reduction::Max { .. } => {
-            #[expect(clippy::eq_op, reason = "NaN is to be taken")]
-            fold(&pool.geometry, plane(number), y, T::LEAST, |best, x| {
-                if x > best || x != x { x } else { best }
-            });
+            dispatch!(T, greatest::<T>, (&pool.geometry, plane(number), y));
         }
         Reduction::Average { count_padding } => {
             average(&pool.geometry, count_padding, plane(number), y);
@@ -211,52 +216,85 @@ fn column_major_place(geometry: &Geometry, place: usize) -> usize {
     d + (h + w * height) * depth
 }
 
-/// The first greatest element of every window, or its first NaN, and where it lies.
+/// Whether an element comes in the place of the greatest so far: the negation takes NaN, which nothing
+/// compares with, and the first is held on to.
+#[inline(always)]
+#[expect(
+    clippy::neg_cmp_op_on_partial_ord,
+    clippy::eq_op,
+    reason = "NaN is to be taken, and differs from itself"
+)]
+fn is_greater<T: Element>(element: T, best: T) -> bool {
+    !(element <= best) & (best == best)
+}
+
+/// The first greatest element of every window, or its first NaN, and where it lies; -1 where the window
+/// has no element.
 fn greatest_with_place<T: Element>(
     geometry: &Geometry,
     plane: &[T],
     y: &mut [T],
-    mut placed: impl FnMut(usize, Option<usize>),
+    places: &mut [i64],
 ) {
     let step = geometry.dilation[2];
     windows(geometry, |position, spans| {
-        let mut best = T::LEAST;
-        let mut place = None;
+        let (mut best, mut place) = (T::LEAST, -1);
         rows(geometry, &spans, |start| {
             for tap in 0..spans[2].count {
                 let at = start + tap * step;
-                let element = plane[at];
-                // The negation takes NaN, which nothing compares with, and holds on to the first.
-                #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN is to be taken")]
-                let greater = !(element <= best) && best.partial_cmp(&best).is_some();
-                if greater || place.is_none() {
-                    (best, place) = (element, Some(at));
+                if is_greater(plane[at], best) || place < 0 {
+                    (best, place) = (plane[at], at as i64);
                 }
             }
         });
-        y[position] = best;
-        placed(position, place);
+        (y[position], places[position]) = (best, place);
+    });
+}
+
+/// The same, tap by tap over whole output rows.
+#[inline(always)]
+fn greatest_with_places<T: Element>(
+    (geometry, plane, y, places): (&Geometry, &[T], &mut [T], &mut [i64]),
+) {
+    y.fill(T::LEAST);
+    places.fill(-1);
+    let stride = geometry.stride[2];
+    taps(geometry, |to, from| {
+        let (y, places) = (&mut y[to.clone()], &mut places[to]);
+        let read = &plane[from..][..(y.len() - 1) * stride + 1];
+        for i in 0..y.len() {
+            let element = read[i * stride];
+            let taken = is_greater(element, y[i]) | (places[i] < 0);
+            y[i] = if taken { element } else { y[i] };
+            places[i] = if taken {
+                (from + i * stride) as i64
+            } else {
+                places[i]
+            };
+        }
     });
 }
 
 /// The longest window of which the sum is kept in the elements' own type.
 const SMALL: usize = 64;
 
-/// Folds every window tap by tap over whole output rows, so that the inner loop runs over outputs.
-fn fold<T: Element>(
-    geometry: &Geometry,
-    plane: &[T],
-    y: &mut [T],
-    start: T,
-    join: impl Fn(T, T) -> T,
-) {
-    y.fill(start);
+/// The greatest element of every window, or a NaN.
+#[inline(always)]
+fn greatest<T: Element>((geometry, plane, y): (&Geometry, &[T], &mut [T])) {
+    #[expect(clippy::eq_op, reason = "NaN is to be taken")]
+    fold(geometry, plane, y, T::LEAST, |best, x| {
+        if x > best || x != x { x } else { best }
+    });
+}
+
+/// Calls a function for every tap of the windows of an output row, in the order in which they lie: with the
+/// outputs whose tap lies in the input, of which there are some, and where it lies for the first of them.
+#[inline(always)]
+fn taps(geometry: &Geometry, mut visit: impl FnMut(Range<usize>, usize)) {
     let [depth, height, width] = geometry.out;
-    let stride = geometry.stride[2];
     for line in 0..depth * height {
         let d = Span::new(geometry, 0, line / height);
         let h = Span::new(geometry, 1, line % height);
-        let to = &mut y[line * width..][..width];
         // The window as if its last axis were one tap at the start of the row.
         let row_start = Span {
             start: 0,
@@ -265,23 +303,38 @@ fn fold<T: Element>(
         rows(geometry, &[d, h, row_start], |row| {
             for tap in 0..geometry.kernel[2] {
                 let (from, end, place) = inside(geometry, tap, 0, width);
-                let to = &mut to[from..end];
-                if to.is_empty() {
-                    continue;
-                }
-                let read = &plane[row + place..];
-                if stride == 1 {
-                    for (to, &x) in to.iter_mut().zip(read) {
-                        *to = join(*to, x);
-                    }
-                } else {
-                    for (to, &x) in to.iter_mut().zip(read.iter().step_by(stride)) {
-                        *to = join(*to, x);
-                    }
+                if from < end {
+                    visit(line * width + from..line * width + end, row + place);
                 }
             }
         });
     }
+}
+
+/// Folds every window tap by tap over whole output rows, so that the inner loop runs over outputs.
+#[inline(always)]
+fn fold<T: Element>(
+    geometry: &Geometry,
+    plane: &[T],
+    y: &mut [T],
+    start: T,
+    join: impl Fn(T, T) -> T,
+) {
+    y.fill(start);
+    let stride = geometry.stride[2];
+    taps(geometry, |to, from| {
+        let to = &mut y[to];
+        let read = &plane[from..];
+        if stride == 1 {
+            for (to, &x) in to.iter_mut().zip(read) {
+                *to = join(*to, x);
+            }
+        } else {
+            for (to, &x) in to.iter_mut().zip(read.iter().step_by(stride)) {
+                *to = join(*to, x);
+            }
+        }
+    });
 }
 
 fn average<T: Element>(geometry: &Geometry, count_padding: bool, plane: &[T], y: &mut [T]) {

@@ -6,6 +6,7 @@ pub mod copy;
 mod make;
 mod pieces;
 mod rearrange;
+mod scattered;
 
 use super::{Family, Op};
 use crate::lower::{Lowering, Refusal};

@@ -2,11 +2,15 @@
 
 use super::copied;
 use super::copy::{Axis, Origin, Part};
+use super::scattered::transposed_scatter;
 use crate::lower::{Lowering, Refusal};
 use crate::tensor::TensorType;
 use velora_graph::ir::Node;
 
 pub(super) fn transpose(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Refusal> {
+    if transposed_scatter(lowering, node)? {
+        return Ok(());
+    }
     let source = lowering.input(node, 0)?;
     let ty = lowering.ty(source);
     let permutation = lowering.permutation(node, source)?;

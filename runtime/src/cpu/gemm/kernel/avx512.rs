@@ -151,12 +151,14 @@ fn transpose(r: [__m512; 16]) -> [__m512; 16] {
     }
     let mut s = [_mm512_setzero_ps(); 16];
     for g in 0..4 {
-        let [low0, high0, low1, high1] =
-            [t[4 * g], t[4 * g + 1], t[4 * g + 2], t[4 * g + 3]].map(|r| _mm512_castps_pd(r));
-        s[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(low0, low1));
-        s[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low0, low1));
-        s[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high0, high1));
-        s[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high0, high1));
+        for half in 0..2 {
+            // Not `map`: what the standard library calls is not compiled for these instructions.
+            let first = _mm512_castps_pd(t[4 * g + half]);
+            let second = _mm512_castps_pd(t[4 * g + 2 + half]);
+            let at = 4 * g + 2 * half;
+            s[at] = _mm512_castpd_ps(_mm512_unpacklo_pd(first, second));
+            s[at + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(first, second));
+        }
     }
     // A transposition of the 4 by 4 matrix of 128-bit lanes for each `c`.
     let mut out = [_mm512_setzero_ps(); 16];
