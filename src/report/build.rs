@@ -3,7 +3,7 @@
 //! Every number is read off the two models: what is saved after the rewrite is what the analyses find
 //! saved in the model that is written, not what the rewrite meant to save.
 
-use super::{Amount, Decision, Hoisted, KeptAlive, Kind, Layer, Reader, Report, Saved, Totals};
+use super::{Amount, Decision, Hoisted, KeptAlive, Layer, Reader, Report, Saved, Totals};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use velora_graph::analysis::hoist::{MASKED, Move};
 use velora_graph::analysis::lifetimes::Lifetimes;
 use velora_graph::analysis::partition::{Partition, was_moved};
 use velora_graph::analysis::saved::SavedActivation;
-use velora_graph::analysis::sites::{Site, sites_behind};
+use velora_graph::analysis::sites::{Form, Site, sites_behind};
 use velora_graph::dim::Dim;
 use velora_graph::ir::{Graph, Model, NodeId, ValueId};
 use velora_graph::text::element_type_name;
@@ -124,40 +124,42 @@ fn peak((model, analyses): (&Model, &Analyses), best: bool) -> Result<Amount> {
     Ok(Amount::from(lifetimes.symbolic_peak(&analyses.shapes)))
 }
 
-/// Operations of all weight-gradient contractions, before and after: 2·N·D·O each, or what takes
-/// their place. With R directions that is 2·N·G·R·O for P and R·D·O to expand it; for each tensor
-/// 2·R·N·D to compress it and, where the direction is computed in the step, N·D to sum it up; R·N·D where X̂ is
-/// reconstructed for a product that stays.
+/// Operations of all weight-gradient contractions, before and after: for a linear layer 2·N·D·O each, or
+/// what takes their place. With R directions that is 2·N·G·R·O for P and R·D·O to expand it; for a scale the
+/// same as before, and D to expand; R·N·D where X̂ is reconstructed for a node that stays; and for each tensor
+/// 2·R·N·D to compress it and, where the direction is computed in the step, N·D to sum it up.
 fn flops(decisions: &[select::Decision]) -> (Amount, Amount) {
-    let (mut before, mut after) = (Dim::from(0), Dim::from(0));
+    let (mut before, mut after) = (Amount::from(0), Amount::from(0));
     let mut compressed = BTreeSet::new();
     for decision in decisions {
         let Some(site) = &decision.site else {
             continue;
         };
-        let tokens_features = &site.tokens * &Dim::from(site.features);
-        let full = Dim::from(2) * &tokens_features * &site.outputs;
-        before = before + &full;
+        let full = Amount::from(site.operations.clone());
+        before = &before + &full;
         if !decision.rewritten() {
-            after = after + full;
+            after = &after + &full;
             continue;
         }
+        let tokens_features = &site.tokens * &Dim::from(site.features);
         if compressed.insert(site.activation) {
             let settings = &decision.settings;
             let passes = 2 * settings.rank + i64::from(settings.init.is_computed());
-            after = after + &tokens_features * &Dim::from(passes);
+            after = &after + &Amount::from(&tokens_features * &Dim::from(passes));
         }
         let groups = decision.settings.width(site.features).unwrap_or(0);
-        after = after
-            + match site.plain {
-                true => {
-                    let product = Dim::from(2) * &site.tokens * Dim::from(groups) * &site.outputs;
-                    product + &site.outputs * &Dim::from(site.features * decision.settings.rank)
-                }
-                false => full + tokens_features * Dim::from(decision.settings.rank),
-            };
+        let rank = decision.settings.rank;
+        let now = match site.form {
+            Form::Weight(_) => {
+                let product = Dim::from(2) * &site.tokens * Dim::from(groups) * &site.outputs;
+                Amount::from(product + &site.outputs * &Dim::from(site.features * rank))
+            }
+            Form::Scale(_) => &full + &Amount::from(site.features),
+            Form::Reconstructed => &full + &Amount::from(tokens_features * Dim::from(rank)),
+        };
+        after = &after + &now;
     }
-    (Amount::from(before), Amount::from(after))
+    (before, after)
 }
 
 /// By tensor of the model that came in: the bytes that the model that goes out saves of it or in its
@@ -208,7 +210,7 @@ fn layer(
     let outputs = |site: &Site| Some((site.features, site.outputs.as_const()?));
     Layer {
         param: graph.value(decision.parameter).name.clone(),
-        kind: Kind::Linear,
+        kind: decision.kind,
         node: graph.node(decision.node).label(graph),
         activation: tensor.clone(),
         shape: kind.shape.clone(),
@@ -360,7 +362,7 @@ pub fn example() -> Report {
     let float = || Some("float".to_owned());
     let layer = |param: &str, activation: &str| Layer {
         param: param.to_owned(),
-        kind: Kind::Linear,
+        kind: velora_graph::analysis::sites::Kind::Linear,
         node: format!("{param}_grad"),
         activation: activation.to_owned(),
         shape: shape(),

@@ -18,6 +18,7 @@ pub use table::{Style, inspected, optimized};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use units::Unit;
+use velora_graph::analysis::sites::Kind;
 use velora_graph::dim::Dim;
 
 /// The name of the JSON schema.
@@ -63,34 +64,6 @@ pub struct Totals {
     pub sites: usize,
     /// How many of them were (or, for `inspect`, would be) rewritten.
     pub sites_rewritten: usize,
-}
-
-/// What a layer computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A matrix product with a two-dimensional weight.
-    Linear,
-    /// A convolution.
-    #[expect(dead_code, reason = "part of the schema; no analysis finds these yet")]
-    Conv,
-    /// A product with a scale for each feature.
-    #[expect(dead_code, reason = "part of the schema; no analysis finds these yet")]
-    Scale,
-    /// A recurrent layer.
-    #[expect(dead_code, reason = "part of the schema; no analysis finds these yet")]
-    Recurrent,
-}
-
-impl Kind {
-    /// The word of the schema.
-    pub fn word(self) -> &'static str {
-        match self {
-            Kind::Linear => "linear",
-            Kind::Conv => "conv",
-            Kind::Scale => "scale",
-            Kind::Recurrent => "recurrent",
-        }
-    }
 }
 
 /// Whether a layer was rewritten.

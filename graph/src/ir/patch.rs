@@ -196,7 +196,9 @@ impl Graph {
             nodes.extend(listed(&patch.after));
         }
         let gone = self.gone(patch, &nodes);
-        proto.value_info.retain(|info| !gone.contains(info.name()));
+        // A file may declare the types of its constants as well.
+        (proto.value_info)
+            .retain(|info| !gone.contains(info.name()) && !patch.unread.contains(info.name()));
         proto.value_info.extend(patch.infos.iter().cloned());
         proto.node = nodes;
         proto.input.extend(patch.inputs.iter().cloned());

@@ -39,6 +39,7 @@ pub(super) fn rule(domain: &str, op: &str) -> Option<Rule> {
             "Dequantize" => velora::dequantize,
             "Reconstruct" => velora::reconstruct,
             "FactoredWeightGrad" => velora::factored_weight_grad,
+            "FactoredScaleGrad" => velora::factored_scale_grad,
             _ => return None,
         }),
         _ => None,

@@ -1,6 +1,7 @@
 //! The operators of domain `ai.velora`: compressed activations and what is computed from them.
 //! G is the attribute `groups`, D the features, M = ceil(D / G) the size of a sub-token, R the number of
-//! directions. v is [M] where R = 1, or [R, M], or [G, R, M].
+//! directions. v is [M] where R = 1, or [R, M], or [G, R, M]. The features, and the groups in z, are the last
+//! axis, or axis 1 where the attribute `axis` is 1.
 
 use super::call::Call;
 use super::fact::unknown;
@@ -67,18 +68,41 @@ fn check_direction(
     })
 }
 
-fn last(call: &Call<'_>, slot: usize) -> Dim {
-    call.shape(slot)
-        .and_then(|s| s.last())
-        .cloned()
-        .unwrap_or_else(unknown)
+/// The axis of the features in an input; `None` where its rank is unknown.
+fn feature_axis(call: &Call<'_>, slot: usize) -> Result<Option<usize>, Box<Fault>> {
+    let Some(rank) = call.rank(slot) else {
+        return Ok(None);
+    };
+    let axis = call.node.int("axis", -1);
+    match axis {
+        -1 if rank > 0 => Ok(Some(rank - 1)),
+        1 if rank > 1 => Ok(Some(1)),
+        _ => Err(call.fault(
+            call.name(slot),
+            format!("it has {rank} axes, and the attribute axis is {axis}"),
+            "axis is -1, the last, or 1, and there is such an axis".to_owned(),
+            "the node was not written by this tool, or was edited",
+        )),
+    }
 }
 
-/// The shape of an input with another last axis.
-fn with_last(call: &Call<'_>, slot: usize, size: Dim) -> Option<Vec<Dim>> {
-    let mut shape = call.shape_owned(slot)?;
-    *shape.last_mut()? = size;
-    Some(shape)
+/// The size of the feature axis of an input.
+fn features_of(call: &Call<'_>, slot: usize) -> Result<Dim, Box<Fault>> {
+    let axis = feature_axis(call, slot)?;
+    let size = axis.and_then(|axis| call.shape(slot)?.get(axis).cloned());
+    Ok(size.unwrap_or_else(unknown))
+}
+
+/// The shape of an input with another size of its feature axis.
+fn with_features(call: &Call<'_>, slot: usize, size: Dim) -> Result<Option<Vec<Dim>>, Box<Fault>> {
+    let axis = feature_axis(call, slot)?;
+    let mut shape = call.shape_owned(slot);
+    if let (Some(axis), Some(shape)) = (axis, &mut shape)
+        && let Some(old) = shape.get_mut(axis)
+    {
+        *old = size;
+    }
+    Ok(shape)
 }
 
 /// X [..., D], v → z [..., G·R].
@@ -86,8 +110,9 @@ pub(super) fn compress(call: &mut Call<'_>) -> Outcome {
     let groups = groups(call)?;
     call.want_rank(0, 1, usize::MAX)?;
     let data_type = call.same_type([0, 1])?;
-    let rank = check_direction(call, 1, &last(call, 0), &groups)?;
-    call.give(0, data_type, with_last(call, 0, groups * rank));
+    let rank = check_direction(call, 1, &features_of(call, 0)?, &groups)?;
+    let shape = with_features(call, 0, groups * rank)?;
+    call.give(0, data_type, shape);
     Ok(())
 }
 
@@ -95,11 +120,8 @@ pub(super) fn compress(call: &mut Call<'_>) -> Outcome {
 pub(super) fn mean_direction(call: &mut Call<'_>) -> Outcome {
     let groups = groups(call)?;
     call.want_rank(0, 1, usize::MAX)?;
-    call.give(
-        0,
-        call.dtype(0),
-        Some(vec![last(call, 0).div_ceil(&groups)]),
-    );
+    let size = features_of(call, 0)?.div_ceil(&groups);
+    call.give(0, call.dtype(0), Some(vec![size]));
     Ok(())
 }
 
@@ -107,7 +129,7 @@ pub(super) fn mean_direction(call: &mut Call<'_>) -> Outcome {
 pub(super) fn mean_directions(call: &mut Call<'_>) -> Outcome {
     let groups = groups(call)?;
     call.want_rank(0, 1, usize::MAX)?;
-    let size = last(call, 0).div_ceil(&groups);
+    let size = features_of(call, 0)?.div_ceil(&groups);
     call.give(0, call.dtype(0), Some(vec![groups, Dim::from(1), size]));
     Ok(())
 }
@@ -124,7 +146,8 @@ pub(super) fn running_direction(call: &mut Call<'_>) -> Outcome {
 pub(super) fn quantize(call: &mut Call<'_>) -> Outcome {
     call.want_rank(0, 1, usize::MAX)?;
     call.give(0, Some(DataType::INT8), call.shape_owned(0));
-    call.give(1, call.dtype(0), with_last(call, 0, Dim::from(1)));
+    let scales = with_features(call, 0, Dim::from(1))?;
+    call.give(1, call.dtype(0), scales);
     Ok(())
 }
 
@@ -141,17 +164,18 @@ pub(super) fn reconstruct(call: &mut Call<'_>) -> Outcome {
     let data_type = call.same_type([0, 1])?;
     let rank = check_direction(call, 1, &features, &groups)?;
     check_width(call, &groups, &rank)?;
-    call.give(0, data_type, with_last(call, 0, features));
+    let shape = with_features(call, 0, features)?;
+    call.give(0, data_type, shape);
     Ok(())
 }
 
-/// z must have G·R numbers in its last axis.
+/// z must have G·R numbers in its feature axis.
 fn check_width(call: &Call<'_>, groups: &Dim, rank: &Dim) -> Outcome {
     let width = groups * rank;
-    match (last(call, 0).as_const(), width.as_const()) {
+    match (features_of(call, 0)?.as_const(), width.as_const()) {
         (Some(have), Some(want)) if have != want => Err(call.fault(
             call.name(0),
-            format!("its last axis is {have}"),
+            format!("its feature axis is {have}"),
             format!("groups times directions is {want}"),
             "a compressed activation has one number for each group and direction",
         )),
@@ -162,17 +186,33 @@ fn check_width(call: &Call<'_>, groups: &Dim, rank: &Dim) -> Outcome {
 /// z [N, G·R], dY [N, O], v → dW [D, O], or [O, D] where transposed.
 pub(super) fn factored_weight_grad(call: &mut Call<'_>) -> Outcome {
     let (groups, features) = (groups(call)?, positive(call, "features")?);
-    call.want_rank(0, 2, 2)?;
-    call.want_rank(1, 2, 2)?;
-    let data_type = call.same_type([0, 1, 2])?;
-    call.agree((1, 0), (0, 0))?;
-    let rank = check_direction(call, 2, &features, &groups)?;
-    check_width(call, &groups, &rank)?;
-    let outputs = last(call, 1);
+    let outputs = features_of(call, 1)?;
+    let data_type = factored(call, &groups, &features)?;
     let shape = match call.node.int("transposed", 0) {
         0 => vec![features, outputs],
         _ => vec![outputs, features],
     };
     call.give(0, data_type, Some(shape));
     Ok(())
+}
+
+/// z [N, G], dY [N, D], v [M] → dγ [D].
+pub(super) fn factored_scale_grad(call: &mut Call<'_>) -> Outcome {
+    let groups = groups(call)?;
+    call.want_rank(2, 1, 1)?;
+    let features = features_of(call, 1)?;
+    let data_type = factored(call, &groups, &features)?;
+    call.give(0, data_type, Some(vec![features]));
+    Ok(())
+}
+
+/// What factored gradients have in common: z and dY are matrices with a row for each token.
+fn factored(call: &Call<'_>, groups: &Dim, features: &Dim) -> Result<Option<DataType>, Box<Fault>> {
+    call.want_rank(0, 2, 2)?;
+    call.want_rank(1, 2, 2)?;
+    let data_type = call.same_type([0, 1, 2])?;
+    call.agree((1, 0), (0, 0))?;
+    let rank = check_direction(call, 2, features, groups)?;
+    check_width(call, groups, &rank)?;
+    Ok(data_type)
 }

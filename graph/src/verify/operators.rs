@@ -25,6 +25,13 @@ const TRANSPOSED: Attribute = Attribute {
     expected: "0 or 1",
     allowed: |a| matches!(a.i(), 0 | 1),
 };
+const AXIS: Attribute = Attribute {
+    name: "axis",
+    kind: AttributeType::Int,
+    required: false,
+    expected: "-1 or 1",
+    allowed: |a| matches!(a.i(), -1 | 1),
+};
 const SCALE: Attribute = Attribute {
     name: "scale",
     kind: AttributeType::Float,
@@ -54,13 +61,15 @@ const fn positive(name: &'static str) -> Attribute {
 /// Inputs, outputs and attributes of the operators of `ai.velora`, version 1.
 fn velora(op: &str) -> Option<(usize, usize, &'static [Attribute])> {
     Some(match op {
-        "Compress" => (2, 1, &[GROUPS]),
-        "MeanDirection" | "MeanDirections" => (1, 1, &[GROUPS]),
+        "Compress" => (2, 1, &[GROUPS, AXIS]),
+        "MeanDirection" => (1, 1, &[GROUPS, AXIS]),
+        "MeanDirections" => (1, 1, &[GROUPS]),
         "RunningDirection" => (2, 1, &[DECAY]),
         "Quantize" => (1, 2, &[]),
         "Dequantize" => (2, 1, &[]),
-        "Reconstruct" => (2, 1, &[GROUPS, FEATURES]),
+        "Reconstruct" => (2, 1, &[GROUPS, FEATURES, AXIS]),
         "FactoredWeightGrad" => (3, 1, &[GROUPS, FEATURES, TRANSPOSED, SCALE]),
+        "FactoredScaleGrad" => (3, 1, &[GROUPS, SCALE]),
         _ => return None,
     })
 }
@@ -88,8 +97,8 @@ impl<'a> Checker<'a> {
                 }
                 None if called.is_none() => self.report(format!(
                     "'{op}' is no operator of {VELORA}; expected Compress, MeanDirection, \
-                     MeanDirections, RunningDirection, Quantize, Dequantize, Reconstruct or \
-                     FactoredWeightGrad"
+                     MeanDirections, RunningDirection, Quantize, Dequantize, Reconstruct, \
+                     FactoredWeightGrad or FactoredScaleGrad"
                 )),
                 None => {}
             }

@@ -5,7 +5,7 @@ use super::direction;
 use crate::ops::{Op, Variant};
 use crate::proto::{float, int, metadata as entry};
 use crate::select::{Directions, Init, LayerSettings, Storage, sub_token_size};
-use velora_graph::analysis::sites::Site;
+use velora_graph::analysis::sites::{Kind, Site};
 use velora_graph::ir::ValueId;
 use velora_graph::onnx::schema::{
     NodeProto, StringStringEntryProto, TensorShapeProto, TypeProto, ValueInfoProto,
@@ -31,7 +31,7 @@ pub(super) struct Compressed {
     stored: Stored,
 }
 
-/// z as rows, [N, G·R], in the type in which it is kept.
+/// z as rows, [N, G·R], or as X is where the features are channels, in the type in which it is kept.
 enum Stored {
     /// In the activation's.
     AsIs(String),
@@ -54,6 +54,7 @@ impl Emit<'_> {
             padded: groups * size != site.features,
             transposed: false,
             several: !settings.has_one_direction(),
+            channels: site.kind == Kind::Conv,
         };
         let tensor = self.name(site.activation).to_owned();
         let x = self.name(site.input).to_owned();
@@ -78,6 +79,8 @@ impl Emit<'_> {
         let width = groups * settings.rank;
         let rows = match axes {
             2 => z.clone(),
+            // Channels are no rows; nothing reads them as such.
+            _ if variant.channels => z.clone(),
             _ => {
                 let rows = self.fresh(format!("velora.{tensor}.z_rows"));
                 nodes.push(self.reshape(&z, &rows, width, &metadata));
@@ -187,7 +190,7 @@ impl Emit<'_> {
         Ok((vec![node], Stored::Cast(short, data_type)))
     }
 
-    /// From what is kept to z as rows, for the gradient of one parameter: a copy for each, so that none
+    /// From what is kept to z as rows (as X is, where the features are channels), for the gradient of one parameter: a copy for each, so that none
     /// lives from one to the next.
     pub(super) fn load(
         &mut self,
@@ -211,7 +214,7 @@ impl Emit<'_> {
         }
     }
 
-    fn cast(
+    pub(super) fn cast(
         &self,
         from: &str,
         to: &str,

@@ -2,9 +2,10 @@
 //!
 //! For an activation X [..., D] with sub-tokens of M features and a unit direction `v [M]`, right
 //! behind X: `z[n, g] = Σ_m X[n, g·M+m]·v[m]`. For each site on it, in the place of the contraction:
-//! `P = zᵀdY` [G, O] and `dW[g·M+m, o] = s·v[m]·P[g, o]` (arXiv 2405.17991; DESIGN §3). Where the
-//! product does more than the contraction (a `Gemm` that also adds), it stays and reads the
-//! reconstructed X̂ instead of X. With R directions, z is [..., G·R], and the products are sums over
+//! `P = zᵀdY` [G, O] and `dW[g·M+m, o] = s·v[m]·P[g, o]` (arXiv 2405.17991; DESIGN §3), or for a scale
+//! `dγ[g·M+m] = s·v[m]·Σ_n z[n, g]·dY[n, g·M+m]`. Where the node does more than the contraction (a `Gemm`
+//! that also adds, the gradient of a convolution), it stays and reads the reconstructed X̂ instead of X.
+//! With R directions, z is [..., G·R], and the products are sums over
 //! them; docs/numerics.md has the formulas.
 //!
 //! Everything else keeps its nodes, names and order, so that forward values and input gradients are
@@ -12,18 +13,20 @@
 
 mod direction;
 mod form;
+mod reconstruct;
+mod scale_grad;
 mod weight_grad;
 
 use crate::names::Names;
 use crate::ops::{self, Op, Variant};
-use crate::proto::{int_vector, metadata, node, version};
+use crate::proto::{int, int_vector, metadata, node, version};
 use crate::select::{Decision, Directions, LayerSettings, Storage};
 use form::Compressed;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::Analyses;
-use velora_graph::analysis::sites::Site;
-use velora_graph::ir::{Graph, Model, Patch, ValueId};
+use velora_graph::analysis::sites::{Form, Kind, Site};
+use velora_graph::ir::{Graph, Model, NodeId, Patch, ValueId};
 use velora_graph::onnx::schema::{AttributeProto, NodeProto, StringStringEntryProto};
 use velora_graph::text::ParseError;
 
@@ -54,6 +57,7 @@ pub fn compress(
         names: Names::new(&model.graph),
         patch: Patch::new(NAME, reason),
         used: BTreeMap::new(),
+        axes: chosen.iter().any(|(_, site)| site.kind == Kind::Conv),
         inline,
     };
     let mut compressed: BTreeMap<ValueId, Compressed> = BTreeMap::new();
@@ -62,9 +66,11 @@ pub fn compress(
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => new.insert(emit.compress(site, &decision.settings)?),
         };
-        match site.plain {
-            true => emit.factored(site, &decision.settings, form)?,
-            false => emit.reconstructed(site, &decision.settings, form)?,
+        let settings = &decision.settings;
+        match &site.form {
+            Form::Weight(of) => emit.weight_grad(site, of, settings, form)?,
+            Form::Scale(of) => emit.scale_grad(site, of, settings, form)?,
+            Form::Reconstructed => emit.reconstructed(site, settings, form)?,
         }
     }
     let Emit {
@@ -87,6 +93,9 @@ struct Emit<'a> {
     patch: Patch,
     /// Which variants of which operators are called.
     used: BTreeMap<Op, BTreeSet<Variant>>,
+    /// Whether calls say which axis the features are: where some are channels, since a function has one
+    /// list of attributes for all of its calls.
+    axes: bool,
     inline: bool,
 }
 
@@ -110,10 +119,14 @@ impl Emit<'_> {
         metadata: &[StringStringEntryProto],
     ) -> Result<Vec<NodeProto>, ParseError> {
         let output = outputs.first().copied().unwrap_or_default();
+        let mut attributes = attributes.to_vec();
+        if self.axes && op.has_axis() {
+            attributes.push(int("axis", if variant.channels { 1 } else { -1 }));
+        }
         let call = NodeProto {
             name: Some(format!("{}:{}", op.name(), output)),
             domain: Some(ops::DOMAIN.to_owned()),
-            attribute: attributes.to_vec(),
+            attribute: attributes,
             metadata_props: metadata.to_vec(),
             output: outputs.iter().map(|&o| o.to_owned()).collect(),
             ..node(op.name(), inputs, output)
@@ -157,6 +170,30 @@ impl Emit<'_> {
         let shape = self.fresh(format!("{output}_shape"));
         self.patch.add_initializer(int_vector(&shape, &[-1, width]));
         self.plain("Reshape", &[input, &shape], output, metadata)
+    }
+
+    /// The number of axes of a value; unknown ones are refused before.
+    fn axes_of(&self, value: ValueId) -> usize {
+        let shape = self.analyses.shapes.of(value).shape.as_ref();
+        shape.map_or(2, Vec::len)
+    }
+
+    /// The name of the first output of a node.
+    fn first_output(&self, node: NodeId) -> String {
+        let output = self.graph.node(node).outputs.first().copied().flatten();
+        output.map(|v| self.name(v).to_owned()).unwrap_or_default()
+    }
+
+    /// The metadata of nodes that make a parameter's gradient.
+    fn metadata_of(
+        &self,
+        site: &Site,
+        settings: &LayerSettings,
+        form: &Compressed,
+    ) -> Vec<StringStringEntryProto> {
+        let origin = self.graph.node(site.product).label(self.graph);
+        let parameter = ("parameter", self.name(site.parameter));
+        self.metadata(&origin, parameter, settings, form.groups)
     }
 
     /// Where a new node comes from, which tensor or parameter it stands for, and how it was made.

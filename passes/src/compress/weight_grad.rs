@@ -3,34 +3,28 @@
 use super::Emit;
 use super::form::Compressed;
 use crate::ops::{Op, Variant};
-use crate::proto::{float, float_tensor, int, ints};
+use crate::proto::{float, int, ints};
 use crate::select::LayerSettings;
-use velora_graph::analysis::sites::Site;
-use velora_graph::ir::NodeId;
-use velora_graph::onnx::schema::NodeProto;
+use velora_graph::analysis::sites::{Site, WeightGrad};
+use velora_graph::ir::ValueId;
+use velora_graph::onnx::schema::{NodeProto, StringStringEntryProto};
 use velora_graph::text::ParseError;
 
 impl Emit<'_> {
     /// dW from z, dY and v, in the place of the contraction.
-    pub(super) fn factored(
+    pub(super) fn weight_grad(
         &mut self,
         site: &Site,
+        of: &WeightGrad,
         settings: &LayerSettings,
         form: &Compressed,
     ) -> Result<(), ParseError> {
         let parameter = self.name(site.parameter).to_owned();
-        let origin = self.graph.node(site.product).label(self.graph);
-        let metadata = self.metadata(&origin, ("parameter", &parameter), settings, form.groups);
+        let metadata = self.metadata_of(site, settings, form);
         let mut nodes = Vec::new();
-        let mut gradient = self.name(site.gradient).to_owned();
-        let rank = self
-            .analyses
-            .shapes
-            .of(site.gradient)
-            .shape
-            .as_ref()
-            .map_or(2, Vec::len);
-        if site.gradient_flipped {
+        let mut gradient = self.name(of.gradient).to_owned();
+        let rank = self.axes_of(of.gradient);
+        if of.gradient_flipped {
             let upright = self.fresh(format!("velora.{parameter}.dY"));
             let mut perm: Vec<i64> = (0..rank as i64).collect();
             perm.swap(rank - 2, rank - 1);
@@ -48,124 +42,50 @@ impl Emit<'_> {
             gradient = rows;
         }
         let variant = Variant {
-            transposed: site.transposed,
+            transposed: of.transposed,
             ..form.variant
         };
         let attributes = [
             int("groups", form.groups),
             int("features", site.features),
-            int("transposed", site.transposed.into()),
-            float("scale", (settings.scale * f64::from(site.scale)) as f32),
+            int("transposed", of.transposed.into()),
+            float("scale", (settings.scale * f64::from(of.scale)) as f32),
         ];
-        let result = self
-            .graph
-            .node(site.result)
-            .outputs
-            .first()
-            .copied()
-            .flatten();
-        let result = result.map(|v| self.name(v).to_owned()).unwrap_or_default();
-        let (loading, z) = self.load(form, &parameter, &metadata)?;
+        let result = self.first_output(of.result);
+        let (loading, [z, v]) = self.load_like(site, of.gradient, form, &metadata)?;
         nodes.extend(loading);
         nodes.extend(self.call(
             Op::FactoredWeightGrad,
             variant,
-            &[&z, &gradient, &form.v],
+            &[&z, &gradient, &v],
             &[&result],
             &attributes,
             &metadata,
         )?);
-        self.patch.replace(site.result, nodes);
+        self.patch.replace(of.result, nodes);
         Ok(())
     }
 
-    /// X̂ for a product that stays. What lies between X and the product may have other readers, which
-    /// keep the exact values, so the product gets copies of it.
-    pub(super) fn reconstructed(
+    /// z as rows and v, of the type of the gradient that they are multiplied by.
+    pub(super) fn load_like(
         &mut self,
         site: &Site,
-        settings: &LayerSettings,
+        gradient: ValueId,
         form: &Compressed,
-    ) -> Result<(), ParseError> {
-        let Some(path) = self.path(site) else {
-            return Ok(());
-        };
+        metadata: &[StringStringEntryProto],
+    ) -> Result<(Vec<NodeProto>, [String; 2]), ParseError> {
+        let type_of = |value| self.analyses.shapes.of(value).data_type;
+        let (own, wanted) = (type_of(site.input), type_of(gradient));
         let parameter = self.name(site.parameter).to_owned();
-        let origin = self.graph.node(site.product).label(self.graph);
-        let metadata = self.metadata(&origin, ("parameter", &parameter), settings, form.groups);
-        let mut nodes = Vec::new();
-        let mut v = form.v.clone();
-        if settings.scale != 1.0 {
-            // dW is linear in X̂, and v is the smallest of its factors.
-            let factor = self.fresh(format!("velora.{parameter}.scale"));
-            let scale = float_tensor(&factor, vec![1], &[settings.scale as f32]);
-            self.patch.add_initializer(scale);
-            let scaled = self.fresh(format!("velora.{parameter}.v"));
-            nodes.push(self.plain("Mul", &[&v, &factor], &scaled, &metadata));
-            v = scaled;
-        }
-        let mut x = self.fresh(format!("velora.{parameter}.X"));
-        let attributes = [int("groups", form.groups), int("features", site.features)];
-        // Another view of X than the one that was compressed, or z from another type: from rows, which
-        // every view has.
-        let whole = form
-            .z
-            .as_ref()
-            .filter(|_| site.input == form.input)
-            .cloned();
-        let same = whole.is_some();
-        let (loading, z) = match whole {
-            Some(z) => (Vec::new(), z),
-            None => self.load(form, &parameter, &metadata)?,
+        let (mut nodes, z) = self.load(form, &parameter, metadata)?;
+        let Some(wanted) = wanted.filter(|&wanted| own != Some(wanted)) else {
+            return Ok((nodes, [z, form.v.clone()]));
         };
-        nodes.extend(loading);
-        nodes.extend(self.call(
-            Op::Reconstruct,
-            form.variant,
-            &[&z, &v],
-            &[&x],
-            &attributes,
-            &metadata,
-        )?);
-        let shape = self.analyses.shapes.of(site.input).shape.as_ref();
-        if !same && shape.is_some_and(|s| s.len() != 2) {
-            let input = self.name(site.input).to_owned();
-            let sizes = self.fresh(format!("velora.{parameter}.X_sizes"));
-            nodes.push(self.plain("Shape", &[&input], &sizes, &metadata));
-            let view = self.fresh(format!("velora.{parameter}.X_view"));
-            nodes.push(self.plain("Reshape", &[&x, &sizes], &view, &metadata));
-            x = view;
-        }
-        for id in path {
-            let copy = self.fresh(format!("velora.{parameter}.X_{}", nodes.len()));
-            let mut node = self.graph.node_proto(id);
-            if let Some(first) = node.input.first_mut() {
-                first.clone_from(&x);
-            }
-            node.output = vec![copy.clone()];
-            node.name = Some(copy.clone());
-            node.metadata_props.extend(metadata.iter().cloned());
-            nodes.push(node);
-            x = copy;
-        }
-        self.patch.insert_before(site.product, nodes);
-        self.patch.redirect(site.product, site.slot, x);
-        Ok(())
-    }
-
-    /// The backward views and transpositions between X and a product, from X on.
-    fn path(&self, site: &Site) -> Option<Vec<NodeId>> {
-        let mut path = Vec::new();
-        let (mut reader, mut slot) = (site.product, site.slot);
-        loop {
-            let inputs = &self.graph.node(reader).inputs;
-            let value = inputs.get(slot).copied().flatten()?;
-            if value == site.input {
-                path.reverse();
-                return Some(path);
-            }
-            (reader, slot) = (self.graph.producer(value)?, 0);
-            path.push(reader);
-        }
+        let cast = [("z", &z), ("v", &form.v)].map(|(what, from)| {
+            let to = self.fresh(format!("velora.{parameter}.{what}_as_dY"));
+            nodes.push(self.cast(from, &to, wanted, metadata));
+            to
+        });
+        Ok((nodes, cast))
     }
 }

@@ -35,7 +35,12 @@ pub fn function(
         [] => body(op, Variant::default())?,
         several => branching(op, several),
     };
-    function.attribute = op.attributes().iter().map(|a| (*a).to_owned()).collect();
+    let mut attributes = op.attributes().to_vec();
+    // Then all calls say it.
+    if relevant.iter().any(|v| v.channels) {
+        attributes.push("axis");
+    }
+    function.attribute = attributes.into_iter().map(str::to_owned).collect();
     function.opset_import = vec![OperatorSetIdProto {
         domain: Some(String::new()),
         version: Some(opset),
@@ -50,17 +55,26 @@ enum Choice {
     Several,
     /// The attribute `transposed`.
     Transposed,
+    /// The attribute `axis`.
+    Channels,
     /// A remainder of D by G.
     Padded,
 }
 
 impl Choice {
-    const ALL: [Choice; 3] = [Choice::Several, Choice::Transposed, Choice::Padded];
+    /// In the order of the branches: where to look for D depends on the axis.
+    const ALL: [Choice; 4] = [
+        Choice::Several,
+        Choice::Transposed,
+        Choice::Channels,
+        Choice::Padded,
+    ];
 
     fn of(self, variant: Variant) -> bool {
         match self {
             Choice::Several => variant.several,
             Choice::Transposed => variant.transposed,
+            Choice::Channels => variant.channels,
             Choice::Padded => variant.padded,
         }
     }
@@ -70,12 +84,14 @@ impl Choice {
         match self {
             Choice::Several => ("m_", "o_"),
             Choice::Transposed => ("t_", "s_"),
+            Choice::Channels => ("c_", "l_"),
             Choice::Padded => ("p_", "n_"),
         }
     }
 
-    /// The nodes that find out, and the name of the outcome.
-    fn condition(self, op: Op, prefix: &str) -> (Vec<NodeProto>, String) {
+    /// The nodes that find out, and the name of the outcome; `known` is one of the variants in question,
+    /// which agree in the choices before this one.
+    fn condition(self, op: Op, known: Variant, prefix: &str) -> (Vec<NodeProto>, String) {
         let name = |what: &str| format!("{prefix}{what}");
         let mut nodes = Vec::new();
         let (number, outcome) = match self {
@@ -91,8 +107,16 @@ impl Choice {
                 nodes.extend(read_attribute("transposed", &name("transposed")));
                 (name("transposed"), name("is_transposed"))
             }
+            Choice::Channels => {
+                // It is 1 or -1.
+                let [axis, one, behind] = ["axis", "one", "behind"].map(name);
+                nodes.extend(read_attribute("axis", &axis));
+                nodes.push(constant(int("value_int", 1), &one));
+                nodes.push(node("Add", &[&axis, &one], &behind));
+                (behind, name("is_channels"))
+            }
             Choice::Padded => {
-                nodes.extend(features(op, prefix));
+                nodes.extend(features(op, known, prefix));
                 let [features, groups, rest] =
                     ["feature_count", "group_count", "remainder"].map(name);
                 nodes.extend(read_attribute("groups", &groups));
@@ -123,9 +147,11 @@ fn branch_over(
     choices: &[Choice],
     prefix: &str,
 ) -> GraphProto {
+    let Some((known, first)) = bodies.first() else {
+        return GraphProto::default();
+    };
     let Some((choice, rest)) = choices.split_first() else {
-        let only = bodies.first().map(|(_, function)| function);
-        return only.map(|f| as_graph(f, prefix)).unwrap_or_default();
+        return as_graph(first, prefix);
     };
     let (is, is_not): (Vec<_>, Vec<_>) = bodies.iter().cloned().partition(|(v, _)| choice.of(*v));
     if is.is_empty() || is_not.is_empty() {
@@ -133,7 +159,7 @@ fn branch_over(
     }
     let (yes, no) = choice.prefixes();
     let side = |side: &[_], mark| branch_over(op, side, rest, &format!("{prefix}{mark}"));
-    let (mut nodes, outcome) = choice.condition(op, prefix);
+    let (mut nodes, outcome) = choice.condition(op, *known, prefix);
     let output = format!("{prefix}result");
     nodes.push(branch(&outcome, side(&is, yes), side(&is_not, no), &output));
     GraphProto {
@@ -144,19 +170,24 @@ fn branch_over(
     }
 }
 
-/// D: an attribute where the operator has one, else the last axis of X.
-fn features(op: Op, prefix: &str) -> Vec<NodeProto> {
+/// D: an attribute where the operator has one, else an axis of an input.
+fn features(op: Op, known: Variant, prefix: &str) -> Vec<NodeProto> {
     let name = |what: &str| format!("{prefix}{what}");
     if op.attributes().contains(&"features") {
         return read_attribute("features", &name("feature_count"));
     }
     let number = |value: i64, output: &str| constant(ints("value_ints", vec![value]), output);
-    let [last, past, shape] = ["last", "past", "x_shape"].map(name);
+    let (at, first, end) = match known.channels {
+        true => ("first", 1, 2),
+        false => ("last", -1, i64::MAX),
+    };
+    let shape = format!("{}_shape", op.featured_input());
+    let [from, past, shape] = [at, "past", &shape].map(name);
     vec![
-        number(-1, &last),
-        number(i64::MAX, &past),
-        node("Shape", &["x"], &shape),
-        node("Slice", &[&shape, &last, &past], &name("feature_count")),
+        number(first, &from),
+        number(end, &past),
+        node("Shape", &[op.featured_input()], &shape),
+        node("Slice", &[&shape, &from, &past], &name("feature_count")),
     ]
 }
 

@@ -2,23 +2,25 @@
 //!
 //! | op | inputs → output | attributes |
 //! |---|---|---|
-//! | `Compress` | X [..., D], v → z [..., G·R] | groups |
-//! | `MeanDirection` | X [..., D] → v `[M]` | groups |
+//! | `Compress` | X [..., D], v → z [..., G·R] | groups, axis |
+//! | `MeanDirection` | X [..., D] → v `[M]` | groups, axis |
 //! | `MeanDirections` | X [..., D] → v [G, 1, M] | groups |
 //! | `RunningDirection` | v, mean → v of the same shape | decay |
 //! | `Quantize` | z [N, G·R] → z as int8, scale [N, 1] | |
 //! | `Dequantize` | z as int8, scale [N, 1] → z | |
-//! | `Reconstruct` | z [..., G·R], v → X̂ [..., D] | groups, features |
+//! | `Reconstruct` | z [..., G·R], v → X̂ [..., D] | groups, features, axis |
 //! | `FactoredWeightGrad` | z [N, G·R], dY [N, O], v → dW [D, O] | groups, features, transposed, scale |
+//! | `FactoredScaleGrad` | z [N, G], dY [N, D], v `[M]` → dγ `[D]` | groups, scale |
 //!
 //! v is `[M]`, one direction for all sub-tokens (R = 1); or [R, M], several for all; or [G, R, M], where
-//! each group has its own.
+//! each group has its own. `axis` is the axis of the features in X and of the groups in z: -1, the default, or
+//! 1, for channels.
 //!
 //! The bodies are written once, in the ONNX textual syntax beside this file; a model carries them as
 //! local functions, so that any runtime executes the operators, and `--inline` writes their nodes in
-//! the place of the calls. Three things are decided when a body is chosen rather than in it: whether
+//! the place of the calls. Four things are decided when a body is chosen rather than in it: whether
 //! the last sub-token is padded (G does not divide D), since padding copies the tensor, whether dW is
-//! transposed, and whether v is more than one direction: the bodies then multiply by a sparse matrix
+//! transposed, which axis the features are, and whether v is more than one direction: the bodies then multiply by a sparse matrix
 //! [D, G·R] of the directions. Where the calls of one model differ in that, its function branches with `If`.
 
 mod expand;
@@ -54,6 +56,8 @@ pub enum Op {
     Reconstruct,
     /// dW from z, dY and v.
     FactoredWeightGrad,
+    /// The gradient of a scale from z, dY and v.
+    FactoredScaleGrad,
 }
 
 /// What is decided about a call before a body is chosen.
@@ -65,6 +69,8 @@ pub struct Variant {
     pub transposed: bool,
     /// v is [R, M] or [G, R, M].
     pub several: bool,
+    /// The features are axis 1 rather than the last; of what has an attribute `axis` only.
+    pub channels: bool,
 }
 
 impl Op {
@@ -79,10 +85,11 @@ impl Op {
             Op::Dequantize => "Dequantize",
             Op::Reconstruct => "Reconstruct",
             Op::FactoredWeightGrad => "FactoredWeightGrad",
+            Op::FactoredScaleGrad => "FactoredScaleGrad",
         }
     }
 
-    /// The names of its attributes.
+    /// The names of the attributes that every call has.
     pub fn attributes(self) -> &'static [&'static str] {
         match self {
             Op::Compress | Op::MeanDirection | Op::MeanDirections => &["groups"],
@@ -90,6 +97,20 @@ impl Op {
             Op::Quantize | Op::Dequantize => &[],
             Op::Reconstruct => &["groups", "features"],
             Op::FactoredWeightGrad => &["groups", "features", "transposed", "scale"],
+            Op::FactoredScaleGrad => &["groups", "scale"],
+        }
+    }
+
+    /// Whether a call may say which axis the features are.
+    pub fn has_axis(self) -> bool {
+        matches!(self, Op::Compress | Op::MeanDirection | Op::Reconstruct)
+    }
+
+    /// The input that has the features, where no attribute says how many there are.
+    fn featured_input(self) -> &'static str {
+        match self {
+            Op::FactoredScaleGrad => "dy",
+            _ => "x",
         }
     }
 
@@ -99,6 +120,7 @@ impl Op {
             padded,
             transposed,
             several,
+            channels,
         } = variant;
         let text = match (self, padded, transposed) {
             (Op::Compress, ..) if several => include_str!("compress_several.txt"),
@@ -108,6 +130,13 @@ impl Op {
             }
             (Op::FactoredWeightGrad, _, true) if several => {
                 include_str!("weight_grad_t_several.txt")
+            }
+            (Op::MeanDirection, ..) if channels => include_str!("mean_direction_channels.txt"),
+            (Op::Compress, false, _) if channels => include_str!("compress_channels.txt"),
+            (Op::Compress, true, _) if channels => include_str!("compress_channels_padded.txt"),
+            (Op::Reconstruct, false, _) if channels => include_str!("reconstruct_channels.txt"),
+            (Op::Reconstruct, true, _) if channels => {
+                include_str!("reconstruct_channels_padded.txt")
             }
             (Op::MeanDirection, ..) => include_str!("mean_direction.txt"),
             (Op::MeanDirections, ..) => include_str!("mean_directions.txt"),
@@ -122,6 +151,8 @@ impl Op {
             (Op::FactoredWeightGrad, true, false) => include_str!("weight_grad_padded.txt"),
             (Op::FactoredWeightGrad, false, true) => include_str!("weight_grad_t.txt"),
             (Op::FactoredWeightGrad, true, true) => include_str!("weight_grad_t_padded.txt"),
+            (Op::FactoredScaleGrad, false, _) => include_str!("scale_grad.txt"),
+            (Op::FactoredScaleGrad, true, _) => include_str!("scale_grad_padded.txt"),
         };
         text.replace(MATRIX_HERE, include_str!("matrix.txt"))
     }
@@ -130,13 +161,14 @@ impl Op {
     fn relevant(self, variant: Variant) -> Variant {
         let reads_v = matches!(
             self,
-            Op::Compress | Op::Reconstruct | Op::FactoredWeightGrad
+            Op::Compress | Op::Reconstruct | Op::FactoredWeightGrad | Op::FactoredScaleGrad
         );
         let several = variant.several && reads_v;
         Variant {
             padded: variant.padded && reads_v && !several,
             transposed: variant.transposed && self == Op::FactoredWeightGrad,
             several,
+            channels: variant.channels && self.has_axis(),
         }
     }
 }

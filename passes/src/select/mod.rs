@@ -15,7 +15,7 @@ mod settings;
 pub use paper::{Role, role};
 pub use reason::Reason;
 pub(crate) use refusal::PAGE;
-use refusal::{less_than_a_page, refusal};
+use refusal::{Cut, less_than_a_page, refusal};
 pub use settings::{
     DEFAULT_DECAY, Directions, Grouping, Init, LayerPlan, LayerSettings, Preset, Selection,
     Storage, sub_token_size,
@@ -24,7 +24,7 @@ pub use settings::{
 use std::collections::BTreeMap;
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::saved::{Reader, readers};
-use velora_graph::analysis::sites::{Site, sites_behind};
+use velora_graph::analysis::sites::{Kind, Site, sites_behind};
 use velora_graph::ir::{Graph, NodeId, ValueId};
 
 /// A reader that keeps a tensor alive.
@@ -41,7 +41,9 @@ pub struct Keeper {
 pub struct Decision {
     /// The parameter.
     pub parameter: ValueId,
-    /// The product node.
+    /// The kind of layer.
+    pub kind: Kind,
+    /// The node that multiplies the activation by a gradient.
     pub node: NodeId,
     /// The buffer of its activation.
     pub activation: ValueId,
@@ -122,14 +124,15 @@ pub fn select(
     fit::check(graph, &analyses.sites, selection)?;
     let sites = &analyses.sites;
     let mut wanted: BTreeMap<NodeId, Wish> = BTreeMap::new();
-    let mut widths: BTreeMap<ValueId, Vec<i64>> = BTreeMap::new();
+    let mut cuts: BTreeMap<ValueId, Vec<Cut>> = BTreeMap::new();
     for site in &sites.sites {
-        let widths = widths.entry(site.activation).or_default();
-        widths.push(site.features);
+        cuts.entry(site.activation)
+            .or_default()
+            .push(Cut::of(analyses, site));
     }
     for site in &sites.sites {
-        let widths = widths.get(&site.activation).map_or(&[][..], Vec::as_slice);
-        let wish = wish(graph, analyses, selection, site, widths);
+        let cuts = cuts.get(&site.activation).map_or(&[][..], Vec::as_slice);
+        let wish = wish(graph, analyses, selection, site, cuts);
         wanted.insert(site.product, wish);
     }
     let mut by_buffer: BTreeMap<ValueId, Vec<Reader>> = BTreeMap::new();
@@ -181,6 +184,7 @@ pub fn select(
         };
         decisions.push(Decision {
             parameter: site.parameter,
+            kind: site.kind,
             node: site.product,
             activation: site.activation,
             site: Some(site.clone()),
@@ -194,6 +198,7 @@ pub fn select(
         let all = keepers.get(&unfit.activation).into_iter().flatten();
         decisions.push(Decision {
             parameter: unfit.parameter,
+            kind: unfit.kind,
             node: unfit.product,
             activation: unfit.activation,
             site: None,
@@ -220,15 +225,15 @@ enum Wish {
     No(Reason, String),
 }
 
-/// `widths`: with how many features each site of the activation reads it.
+/// `cuts`: how each site of the activation reads it.
 fn wish(
     graph: &Graph,
     analyses: &Analyses,
     selection: &Selection,
     site: &Site,
-    widths: &[i64],
+    cuts: &[Cut],
 ) -> Wish {
-    if let Some((reason, message)) = refusal(graph, analyses, selection, site, widths) {
+    if let Some((reason, message)) = refusal(graph, analyses, selection, site, cuts) {
         return Wish::No(reason, message);
     }
     let name = &graph.value(site.parameter).name;

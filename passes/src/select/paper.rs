@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use velora_graph::analysis::buffers::is_view;
 use velora_graph::analysis::partition::{Half, Partition};
-use velora_graph::analysis::sites::Site;
+use velora_graph::analysis::sites::{Kind, Site};
 use velora_graph::ir::{Graph, Node, NodeId, ValueId};
 
 /// What a linear layer is in a transformer block.
@@ -21,6 +21,9 @@ pub enum Role {
 
 /// The role of the layer whose weight gradient a site is, where it is one of the paper's.
 pub fn role(graph: &Graph, partition: &Partition, site: &Site) -> Option<Role> {
+    if site.kind != Kind::Linear {
+        return None;
+    }
     if from_activation_function(graph, site.input) {
         return Some(Role::Down);
     }

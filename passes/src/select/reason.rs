@@ -25,11 +25,13 @@ pub enum Reason {
     MixedFeatures,
     /// The tensor's layout or shape cannot be compressed.
     Layout,
+    /// The kind of layer does not take the settings.
+    Settings,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 12] = [
         Reason::Rewritten,
         Reason::KeptAlive,
         Reason::NotSelected,
@@ -41,6 +43,7 @@ impl Reason {
         Reason::DataType,
         Reason::MixedFeatures,
         Reason::Layout,
+        Reason::Settings,
     ];
 
     /// The code in reports.
@@ -57,6 +60,7 @@ impl Reason {
             Reason::DataType => "data-type",
             Reason::MixedFeatures => "mixed-features",
             Reason::Layout => "layout",
+            Reason::Settings => "settings",
         }
     }
 
@@ -64,7 +68,11 @@ impl Reason {
     pub fn may_be_rewritten(self) -> bool {
         matches!(
             self,
-            Reason::Rewritten | Reason::KeptAlive | Reason::NotSelected | Reason::TooSmall
+            Reason::Rewritten
+                | Reason::KeptAlive
+                | Reason::NotSelected
+                | Reason::TooSmall
+                | Reason::Settings
         )
     }
 }

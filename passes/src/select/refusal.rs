@@ -2,9 +2,37 @@
 
 use super::{Init, LayerSettings, Reason, Selection, Storage, sub_token_size};
 use velora_graph::analysis::Analyses;
-use velora_graph::analysis::sites::Site;
+use velora_graph::analysis::sites::{Form, Kind, Site};
+use velora_graph::dim::Dim;
 use velora_graph::ir::{Graph, Origin};
 use velora_graph::shapes::DataType;
+
+/// How a site reads its activation; those of one activation share its compressed form.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Cut {
+    features: i64,
+    /// What lies behind the features: places, where they are channels.
+    behind: Option<Vec<Dim>>,
+    channels: bool,
+}
+
+impl Cut {
+    pub(super) fn of(analyses: &Analyses, site: &Site) -> Self {
+        let shape = analyses.shapes.of(site.input).shape.as_ref();
+        Cut {
+            features: site.features,
+            behind: shape.and_then(|s| Some(s.get(site.axis + 1..)?.to_vec())),
+            channels: site.kind == Kind::Conv,
+        }
+    }
+
+    fn words(&self) -> String {
+        match self.channels {
+            true => format!("{} channels", self.features),
+            false => format!("{} features", self.features),
+        }
+    }
+}
 
 /// Why a site cannot be rewritten, whatever the user wants.
 pub(super) fn refusal(
@@ -12,7 +40,7 @@ pub(super) fn refusal(
     analyses: &Analyses,
     selection: &Selection,
     site: &Site,
-    widths: &[i64],
+    cuts: &[Cut],
 ) -> Option<(Reason, String)> {
     let says = |reason, message: &str| Some((reason, message.to_owned()));
     match graph.value(site.activation).origin {
@@ -49,14 +77,19 @@ pub(super) fn refusal(
             "its input is not a tensor of 32-bit floats",
         );
     }
-    if let Some(other) = widths.iter().find(|&&w| w != site.features) {
+    let own = Cut::of(analyses, site);
+    if let Some(other) = cuts.iter().find(|&cut| *cut != own) {
+        let elsewhere = match other.channels == own.channels {
+            true => other.features.to_string(),
+            false => other.words(),
+        };
         let message = format!(
-            "its input is read with {} features here and {other} elsewhere",
-            site.features
+            "its input is read with {} here and {elsewhere} elsewhere",
+            own.words()
         );
         return Some((Reason::MixedFeatures, message));
     }
-    if site.outputs.as_const().is_none() {
+    if matches!(site.form, Form::Weight(_)) && site.outputs.as_const().is_none() {
         return says(Reason::Layout, "its number of output features is open");
     }
     let settings = selection.settings(&graph.value(site.parameter).name);
@@ -71,6 +104,9 @@ pub(super) fn refusal(
             settings.rank
         );
         return Some((Reason::NoSaving, message));
+    }
+    if let Some(message) = unfit_settings(site, &settings) {
+        return says(Reason::Settings, message);
     }
     let length = settings.direction_length(site.features);
     let constant = settings.init != Init::BatchAverage;
@@ -111,6 +147,22 @@ pub(super) fn refusal(
         return Some((Reason::TooSmall, message));
     }
     None
+}
+
+/// Why a kind of layer cannot be compressed with settings that others can.
+fn unfit_settings(site: &Site, settings: &LayerSettings) -> Option<&'static str> {
+    let one = settings.has_one_direction();
+    match site.kind {
+        Kind::Scale if !one => Some("the gradient of a scale takes one direction for all groups"),
+        Kind::Conv if !one => Some("channels take one direction for all groups"),
+        Kind::Conv if settings.storage == Storage::Int8 => {
+            Some("channels are not stored as int8: there is no scale for each row")
+        }
+        Kind::Conv if matches!(settings.init, Init::FirstBatch | Init::Svd) => {
+            Some("no direction of channels is taken from a batch")
+        }
+        _ => None,
+    }
 }
 
 /// The entries of a direction that is written into the file: 64 MiB, beyond which a declared size is a

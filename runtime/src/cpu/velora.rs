@@ -4,7 +4,9 @@ use super::Machine;
 use super::memory::Call;
 use super::number::{Float, Lane, Number, with_float};
 use super::reduce::Columns;
-use super::rows::{RowsMut, Sum, dispatch, fold_pairs, for_blocks, rows_per_block, scratch};
+use super::rows::{
+    RowsMut, Sum, dispatch, fold, fold_columns, fold_pairs, for_blocks, rows_per_block, scratch,
+};
 use crate::backend::StepContext;
 use crate::ops::velora::{SubTokens, Velora};
 use crate::tensor::TensorType;
@@ -18,9 +20,8 @@ pub fn workspace(
 ) -> usize {
     match op {
         // Sums of the features by block of rows, and of the entries of a sub-token.
-        Velora::MeanDirection(op) => {
-            (Columns::new(op.rows, op.features).partials() + op.size()) * 8
-        }
+        Velora::MeanDirection(op) => (sums_of_features(op) + op.size()) * 8,
+        Velora::ScaleGrad { sizes, .. } => Columns::new(sizes.rows, sizes.features).partials() * 8,
         _ => 0,
     }
 }
@@ -37,12 +38,39 @@ fn typed<T: Number>(op: &Velora, mut call: Call<'_>) -> Result<(), String>
 where
     T::Lane: Float,
 {
-    let ([Some(x), v, ..], [Some(y), ..]) = (&call.inputs, &mut call.outputs) else {
+    let ([Some(x), second, third, ..], [Some(y), ..]) = (&call.inputs, &mut call.outputs) else {
         return Err("an operand is missing".to_owned());
     };
     let (x, y) = (x.elements::<T>(), y.elements::<T>());
-    let v = v.map_or(&[][..], |v| v.elements::<T>());
+    let v = second.map_or(&[][..], |v| v.elements::<T>());
     match op {
+        Velora::Compress(op) if op.places != 1 => {
+            let block = rows_per_block(op.size() * op.places);
+            let written = RowsMut::new(y, op.places);
+            for_blocks(0..op.rows * op.groups, block, written, &|rows, z| {
+                dispatch::<T, _, _>(compress_channels::<T>, (op, x, v, rows, z.elements));
+            });
+        }
+        Velora::Spread { sizes, scale } if sizes.places != 1 => {
+            let block = rows_per_block(sizes.places);
+            let written = RowsMut::new(y, sizes.places);
+            for_blocks(
+                0..sizes.rows * sizes.features,
+                block,
+                written,
+                &|rows, y| {
+                    let call = (sizes, *scale, x, v, rows, y.elements);
+                    dispatch::<T, _, _>(spread_channels::<T>, call);
+                },
+            );
+        }
+        Velora::ScaleGrad { sizes, scale } => {
+            let Some(direction) = third else {
+                return Err("the direction is missing".to_owned());
+            };
+            let direction = direction.elements::<T>();
+            scale_grad(sizes, *scale, [x, v, direction], y, scratch(call.workspace));
+        }
         Velora::Compress(op) => {
             let block = rows_per_block(op.features);
             for_blocks(0..op.rows, block, RowsMut::new(y, op.groups), &|rows, z| {
@@ -187,14 +215,68 @@ fn compress_short<T: Number, const M: usize>((op, x, v, z): (&SubTokens, &[T], &
     }
 }
 
+/// Sub-tokens across channels: rows `[batch · groups]` of z, each with an element for every place.
+#[inline(always)]
+fn compress_channels<T: Number>((op, x, v, rows, z): Channels<'_, T>) {
+    let mut tile = [T::Lane::default(); TILE];
+    for (row, z) in rows.zip(z.chunks_exact_mut(op.places.max(1))) {
+        let (batch, group) = (row / op.groups, row % op.groups);
+        let span = op.span(group);
+        let x = &x[(batch * op.features + span.start) * op.places..][..span.len() * op.places];
+        for first in (0..op.places).step_by(TILE) {
+            let width = TILE.min(op.places - first);
+            let sums = &mut tile[..width];
+            sums.fill(T::Lane::default());
+            for (x, v) in x.chunks_exact(op.places).zip(v) {
+                let v = v.lane();
+                for (sum, x) in sums.iter_mut().zip(&x[first..first + width]) {
+                    *sum = sum.add(x.lane().mul(v));
+                }
+            }
+            for (z, sum) in z[first..first + width].iter_mut().zip(sums) {
+                *z = T::narrow(*sum);
+            }
+        }
+    }
+}
+
+/// Places that are summed at once, on the stack.
+const TILE: usize = 256;
+
+/// Sizes, X, v, the numbers of the rows of z, and these rows.
+type Channels<'a, T> = (
+    &'a SubTokens,
+    &'a [T],
+    &'a [T],
+    std::ops::Range<usize>,
+    &'a mut [T],
+);
+
+/// The wide numbers in which the features of X are summed up.
+fn sums_of_features(op: &SubTokens) -> usize {
+    match op.places {
+        1 => Columns::new(op.rows, op.features).partials(),
+        _ => op.features,
+    }
+}
+
 fn direction<T: Number>(op: &SubTokens, x: &[T], v: &mut [T], work: &mut [f64])
 where
     T::Lane: Float,
 {
     let size = op.size();
-    let columns = Columns::new(op.rows, op.features);
-    let (partials, sums) = work.split_at_mut(columns.partials());
-    let features = columns.fold::<T, Sum>(x, partials);
+    let (partials, sums) = work.split_at_mut(sums_of_features(op));
+    let features: &[f64] = match op.places {
+        1 => Columns::new(op.rows, op.features).fold::<T, Sum>(x, partials),
+        _ => {
+            let block = rows_per_block(op.rows * op.places);
+            let written = RowsMut::new(&mut *partials, 1);
+            for_blocks(0..op.features, block, written, &|features, sums| {
+                dispatch::<T, _, _>(sum_channels::<T>, (op, x, features, sums.elements));
+            });
+            partials
+        }
+    };
     let sums = &mut sums[..size];
     sums.fill(0.0);
     for sub_token in features.chunks(size.max(1)) {
@@ -211,6 +293,72 @@ where
             false => *sum / norm,
         };
         *v = T::narrow(T::Lane::narrow(entry));
+    }
+}
+
+/// The sums over rows and places of some channels.
+#[inline(always)]
+fn sum_channels<T: Number>(
+    (op, x, features, sums): (&SubTokens, &[T], std::ops::Range<usize>, &mut [f64]),
+) where
+    T::Lane: Float,
+{
+    for (feature, sum) in features.zip(sums) {
+        *sum = 0.0;
+        for row in 0..op.rows {
+            *sum += fold::<T, Sum>(&x[(row * op.features + feature) * op.places..][..op.places]);
+        }
+    }
+}
+
+/// `dγ`, from z, dY and v.
+fn scale_grad<T: Number>(
+    op: &SubTokens,
+    scale: f32,
+    [z, dy, v]: [&[T]; 3],
+    y: &mut [T],
+    work: &mut [f64],
+) where
+    T::Lane: Float,
+{
+    let columns = Columns::new(op.rows, op.features);
+    let partials = &mut work[..columns.partials()];
+    partials.fill(0.0);
+    let written = RowsMut::new(&mut *partials, op.features);
+    for_blocks(0..columns.blocks(), 1, written, &|blocks, sums| {
+        let start = blocks.start * columns.block;
+        let rows = start..op.rows.min(start + columns.block);
+        dispatch::<T, _, _>(weighted_columns::<T>, (op, z, dy, rows, sums.elements));
+    });
+    let sums = columns.join::<T::Lane, Sum>(partials);
+    let scale = T::Lane::from_f64(scale.into());
+    let size = op.size().max(1);
+    for (y, sums) in y.chunks_mut(size).zip(sums.chunks(size)) {
+        for ((y, &sum), v) in y.iter_mut().zip(sums).zip(v) {
+            *y = T::narrow(v.lane().mul(scale).mul(T::Lane::narrow(sum)));
+        }
+    }
+}
+
+/// Adds up rows of dY, the part of each sub-token multiplied by its number in z.
+#[inline(always)]
+fn weighted_columns<T: Number>(
+    (op, z, dy, rows, sums): (&SubTokens, &[T], &[T], std::ops::Range<usize>, &mut [f64]),
+) where
+    T::Lane: Float,
+{
+    for group in 0..op.groups {
+        let span = op.span(group);
+        let row = |r: usize| {
+            let dy = &dy[(rows.start + r) * op.features..][span.clone()];
+            (dy, dy)
+        };
+        let weighted = |r: usize, _, dy: T, _| {
+            z[(rows.start + r) * op.groups + group]
+                .lane()
+                .mul(dy.lane())
+        };
+        fold_columns::<T, T, T::Lane, Sum>(rows.len(), row, weighted, &mut sums[span.clone()]);
     }
 }
 
@@ -231,6 +379,36 @@ where
             for (y, v) in y.iter_mut().zip(v) {
                 *y = T::narrow(v.lane().mul(scale).mul(p));
             }
+        }
+    }
+}
+
+/// Multiples of a direction across channels: rows `[batch · features]`, each with an element for every place.
+#[expect(
+    clippy::type_complexity,
+    reason = "what is dispatched by instruction set takes its arguments as one tuple"
+)]
+#[inline(always)]
+fn spread_channels<T: Number>(
+    (op, scale, p, v, rows, y): (
+        &SubTokens,
+        f32,
+        &[T],
+        &[T],
+        std::ops::Range<usize>,
+        &mut [T],
+    ),
+) where
+    T::Lane: Float,
+{
+    let scale = T::Lane::from_f64(scale.into());
+    let (size, places) = (op.size().max(1), op.places);
+    for (row, y) in rows.zip(y.chunks_exact_mut(places.max(1))) {
+        let (batch, feature) = (row / op.features, row % op.features);
+        let factor = v[feature % size].lane().mul(scale);
+        let p = &p[(batch * op.groups + feature / size) * places..][..places];
+        for (y, p) in y.iter_mut().zip(p) {
+            *y = T::narrow(factor.mul(p.lane()));
         }
     }
 }
