@@ -9,7 +9,10 @@ With ONNX Runtime's graph optimisations off:
   * the direction v is what `--init` says: the normalised mean (batch-average), all entries equal
     (none), or any unit vector held in the file (random);
   * every rewritten weight gradient equals s v (x) (z^T dY), evaluated by NumPy in float64 from the
-    original's X and dY and the v in use.
+    original's X and dY and the v in use; that of a scale s v (sum over n of z[n] dY[n]);
+  * where a node stays and reads the reconstructed X (gradients of convolutions and recurrent layers), what it
+    reads is s z (x) v, every output of it but the weight's gradient is bit-identical, and a convolution's
+    weight gradient is that of the reconstructed X.
 With the default optimisations, outputs equal those without up to rounding.
 The nodes behind a rewritten gradient are the original's.
 
@@ -194,6 +197,10 @@ class Site:
     slot: int
     groups: int
     v: str
+    kind: str = "weight"  # or "scale", or "reconstructed"
+    axis: int = -1  # that of the features of X
+    x: str = ""  # where X is reconstructed: the value that was compressed
+    reconstructed: str = ""  # and what Reconstruct makes of it
 
 
 def attribute(node, name, default=None):
@@ -238,43 +245,90 @@ def chain(name, producers):
     return names
 
 
+def direction_and_source(gradient, z, producers, constants):
+    """What `Compress` made z from: X and v."""
+    node = producers[z]
+    if node.domain == DOMAIN:
+        return node.input[:2]
+    read = operands(z, producers)
+    is_direction = [
+        role(producers.get(i)) == "MeanDirection"
+        or (i in constants and constants[i].data_type == onnx.TensorProto.FLOAT)
+        for i in read]
+    vs = [i for i, yes in zip(read, is_direction) if yes]
+    xs = [i for i, yes in zip(read, is_direction) if not yes and i not in constants]
+    if len(vs) != 1 or len(xs) != 1:
+        raise Mismatch(f"{gradient}: the expanded Compress reads X = {xs} and v = {vs}, expected one of each")
+    return xs[0], vs[0]
+
+
+def last_of(node, rewritten):
+    """Whether a node is the last of an expanded operator: nothing of the operator reads it."""
+    readers = [n for n in rewritten.graph.node if node.output[0] in n.input]
+    return node.domain == DOMAIN or not any(role(n) == role(node) for n in readers)
+
+
+def summed_product(name, producers):
+    """The `Mul` whose sum a value is, through views."""
+    node = producers[name]
+    while node.op_type in VIEWS | {"ReduceSum"}:
+        node = producers[node.input[0]]
+    return node
+
+
 def sites(original, rewritten):
     """Every rewritten contraction, from the nodes that the rewrite marked."""
     producers = {o: n for n in rewritten.graph.node for o in n.output}
     constants = {t.name: t for t in rewritten.graph.initializer}
     for node in rewritten.graph.node:
-        gradient = node.output[0]
-        if role(node) != "FactoredWeightGrad" or gradient not in original.producers:
+        kind = {"FactoredWeightGrad": "weight", "FactoredScaleGrad": "scale"}.get(role(node))
+        if kind is None or not last_of(node, rewritten):
             continue
+        gradient = made = node.output[0]
+        if gradient not in original.producers:  # a scale's sum gets the axes that the original kept
+            readers = [n.output[0] for n in rewritten.graph.node if made in n.input]
+            gradient = next(r for r in readers if r in original.producers)
         product = original.producers[gradient]
-        if product.op_type not in PRODUCTS:
+        if kind == "scale":
+            product = summed_product(gradient, original.producers)
+        if product.op_type not in (PRODUCTS if kind == "weight" else {"Mul"}):
             raise Mismatch(f"{gradient}: the original computes it by {product.op_type}, which is not a product")
         # z as rows may be a view of what Compress made.
-        views = [chain(i, producers) for i in operands(gradient, producers)]
+        views = [chain(i, producers) for i in operands(made, producers)]
         compressed = [[n for n in names if role(producers.get(n)) == "Compress"] for names in views]
         z = [names[0] for names in compressed if names]
         if len(z) != 1:
             raise Mismatch(f"{gradient}: {len(z)} of its operands come from Compress, expected one")
-        if node.domain == DOMAIN:
-            groups = attribute(node, "groups")
-            x, v = producers[z[0]].input[:2]
-        else:
-            groups = int(metadata(node, "velora.groups"))
-            read = operands(z[0], producers)
-            is_direction = [
-                role(producers.get(i)) == "MeanDirection"
-                or (i in constants and constants[i].data_type == onnx.TensorProto.FLOAT)
-                for i in read]
-            vs = [i for i, yes in zip(read, is_direction) if yes]
-            xs = [i for i, yes in zip(read, is_direction) if not yes and i not in constants]
-            if len(vs) != 1 or len(xs) != 1:
-                raise Mismatch(f"{gradient}: the expanded Compress reads X = {xs} and v = {vs}, expected one of each")
-            x, v = xs[0], vs[0]
+        groups = attribute(node, "groups") if node.domain == DOMAIN else int(metadata(node, "velora.groups"))
+        x, v = direction_and_source(gradient, z[0], producers, constants)
         sources = set(chain(x, producers))
         slots = [s for s in (0, 1) if sources.intersection(chain(product.input[s], original.producers))]
         if len(slots) != 1:
             raise Mismatch(f"{gradient}: {x} is operand {slots} of {product.name}, expected one of the two")
-        yield Site(gradient, product, slots[0], groups, v)
+        yield Site(gradient, product, slots[0], groups, v, kind)
+    for node in rewritten.graph.node:
+        if node.output and role(node) is None:
+            yield from reconstructed_sites(node, original, producers, constants)
+
+
+def reconstructed_sites(node, original, producers, constants):
+    """The contractions of a kept node, where it reads a reconstructed X."""
+    for slot, name in enumerate(node.input):
+        made = [n for n in chain(name, producers) if role(producers.get(n)) == "Reconstruct"]
+        if not made:
+            continue
+        first = producers[made[0]]
+        z, scaled = first.input[:2] if first.domain == DOMAIN else sorted(
+            (i for i in operands(made[0], producers) if i not in constants or constants[i].data_type == 1),
+            key=lambda i: not any(role(producers.get(n)) == "Compress" for n in chain(i, producers)))
+        z = next(n for n in chain(z, producers) if role(producers.get(n)) == "Compress")
+        was = next(n for n in original.model.graph.node if list(n.output) == list(node.output))
+        # dW is the second output of the gradient operators, and all that other nodes make.
+        gradient = node.output[1] if node.domain == "com.microsoft" else node.output[0]
+        x, v = direction_and_source(gradient, z, producers, constants)
+        groups = int(metadata(first, "velora.groups"))
+        axis = 1 if node.op_type in ("ConvGrad", "Conv") else -1
+        yield Site(gradient, was, slot, groups, scaled, "reconstructed", axis, x, made[0])
 
 
 def unpinned(model):
@@ -318,6 +372,9 @@ def gamma(n):
 def matrices(site, values):
     """X [N, D] and dY [N, O] of the original product, in float64, and the factor on its result."""
     x, dy = (values[site.product.input[s]] for s in (site.slot, 1 - site.slot))
+    if site.kind == "scale":
+        width = x.shape[-1]
+        return x.reshape(-1, width).astype(np.float64), dy.reshape(-1, width).astype(np.float64), 1.0
     if x.dtype != np.float32 or x.ndim != 2 or dy.ndim != 2:
         raise Mismatch(f"{site.gradient}: operands {x.dtype}{x.shape} and {dy.dtype}{dy.shape}, "
                        "expected float32 matrices")
@@ -377,6 +434,58 @@ def gradient_bound(x, dy, groups, v, scale):
     outer = lambda a, b: (a[:, None, :] * b[None, :, None]).reshape(groups * size, -1)[:features]
     error = (1 + gamma(3)) * outer(p_error, np.abs(v)) + gamma(3) * outer(np.abs(p), np.abs(v))
     return scale * outer(p, v), abs(scale) * error
+
+
+def scale_gradient_bound(x, dy, groups, v, scale):
+    """scale * v[m] * sum over n of z[n, g] dY[n, f] in float64, and its error bound in float32.
+
+    As in `gradient_bound`, with an elementwise product in the place of P: z by gamma(M) |X||v|, the sum of N
+    products by gamma(N), and two roundings for v and the scale."""
+    tokens, features = x.shape
+    sub = sub_tokens(x, groups)
+    size = sub.shape[1]
+    z = (sub @ v).reshape(tokens, groups)
+    z_error = gamma(size) * (np.abs(sub) @ np.abs(v)).reshape(tokens, groups)
+    of_feature = np.arange(features) // size
+    factor = scale * np.tile(v, groups)[:features]
+    total = (z[:, of_feature] * dy).sum(0)
+    error = (z_error[:, of_feature] * np.abs(dy)).sum(0)
+    error += gamma(tokens) * ((np.abs(z) + z_error)[:, of_feature] * np.abs(dy)).sum(0)
+    return factor * total, np.abs(factor) * ((1 + gamma(3)) * error + gamma(3) * np.abs(total))
+
+
+def reconstruction_bound(x, axis, groups, v, scaled):
+    """z (x) scaled in float64, where z is that of X and v, and its error bound in float32: z by gamma(M) |X||v|,
+    and one rounding."""
+    rows = np.moveaxis(x, axis, -1)
+    flat = rows.reshape(-1, rows.shape[-1])
+    sub = sub_tokens(flat, groups)
+    z, z_error = sub @ v, gamma(sub.shape[1]) * (np.abs(sub) @ np.abs(v))
+
+    def spread(z):
+        wide = (z[:, None] * scaled).reshape(len(flat), -1)[:, :flat.shape[1]]
+        return np.moveaxis(wide.reshape(rows.shape), -1, axis)
+
+    wanted = spread(z)
+    return wanted, np.abs(spread(z_error)) * (1 + gamma(1)) + gamma(1) * np.abs(wanted)
+
+
+def conv_weight_gradient(node, x, dy, shape):
+    """dW of a ConvGrad node from X [B, C, H, W] and dY, by its definition; no groups, no automatic padding."""
+    pads, strides = attribute(node, "pads"), attribute(node, "strides", [1, 1])
+    dilations = attribute(node, "dilations", [1, 1])
+    if attribute(node, "group", 1) != 1 or attribute(node, "auto_pad", b"NOTSET") != b"NOTSET" or x.ndim != 4:
+        raise Mismatch(f"{node.name}: a convolution with groups, automatic padding or other than two axes")
+    padded = np.pad(x, [(0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])])
+    dw = np.zeros(shape)
+    (high, wide) = dy.shape[2:]
+    for i in range(shape[2]):
+        for j in range(shape[3]):
+            top, left = i * dilations[0], j * dilations[1]
+            part = padded[:, :, top:top + (high - 1) * strides[0] + 1:strides[0],
+                          left:left + (wide - 1) * strides[1] + 1:strides[1]]
+            dw[:, :, i, j] = np.einsum("bohw,bchw->oc", dy, part)
+    return dw
 
 
 def ratio(error, bound):
@@ -460,25 +569,65 @@ def check(original, rewritten, init="batch-average", scale=1.0):
             result.failures.append(f"{name}: the node behind the rewritten gradient changed")
 
     for site in found:
+        if site.kind == "reconstructed":
+            check_reconstructed(site, original, constants, (before, after), (init, scale), result)
+            continue
         x, dy, alpha = matrices(site, before)
         v = np.asarray(constants[site.v] if site.v in constants else after[site.v]).astype(np.float64)
         if init == "random" and site.v not in constants:
             result.failures.append(f"{site.gradient}: a random v must be a constant of the file")
         if not check_direction(site, init, v, x, result):
             continue
-        dw, bound = gradient_bound(x, dy, site.groups, v, scale * alpha)
-        if site.slot == 1:
+        if site.kind == "scale":
+            dw, bound = scale_gradient_bound(x, dy, site.groups, v, scale)
+            dw, bound = (a.reshape(before[site.gradient].shape) for a in (dw, bound))
+        else:
+            dw, bound = gradient_bound(x, dy, site.groups, v, scale * alpha)
+        if site.kind == "weight" and site.slot == 1:
             dw, bound = dw.T, bound.T
         if after[site.gradient].shape != dw.shape:
             result.failures.append(f"{site.gradient}: shape {after[site.gradient].shape}, expected {dw.shape}")
             continue
-        worst = ratio(np.abs(after[site.gradient].astype(np.float64) - dw), bound)
-        result.gradient = max(result.gradient, worst)
-        if not worst <= 1:
-            result.failures.append(f"{site.gradient}: dW is not the formula's (error / bound = {worst:.3g})")
+        check_values(site.gradient, "dW is not the formula's", after[site.gradient], dw, bound, result)
 
     check_optimised(original, rewritten, touched, after, result)
     return result
+
+
+def check_values(name, problem, found, wanted, bound, result):
+    worst = ratio(np.abs(found.astype(np.float64) - wanted), bound)
+    result.gradient = max(result.gradient, worst)
+    if not worst <= 1:
+        result.failures.append(f"{name}: {problem} (error / bound = {worst:.3g})")
+
+
+def check_reconstructed(site, original, constants, runs, settings, result):
+    """What a node that stays reads in the place of X, and what it makes of it."""
+    (before, after), (init, scale) = runs, settings
+    node = site.product
+    x = before[site.x].astype(np.float64)
+    value = lambda name: np.asarray(constants[name] if name in constants else after[name]).astype(np.float64)
+    scaled = value(site.v)
+    # Where there is a scale, v is multiplied by it first.
+    v = scaled / scale
+    rows = np.moveaxis(x, site.axis, -1)
+    if not check_direction(site, init, v, rows.reshape(-1, rows.shape[-1]), result):
+        return
+    wanted, bound = reconstruction_bound(x, site.axis, site.groups, v, scaled)
+    # v of the file is this one up to the rounding of its product with the scale.
+    bound = bound + (0 if scale == 1 else 2 * gamma(1)) * np.abs(wanted)
+    found = after[site.reconstructed]
+    check_values(site.gradient, "X is not z (x) v", found.reshape(wanted.shape), wanted, bound, result)
+    others = [o for o in node.output if o and o != site.gradient]
+    changed = [o for o in others if before[o].tobytes() != after[o].tobytes()]
+    result.identical += len(others)
+    result.failures += [f"{o}: not bit-identical, though it does not depend on X" for o in changed]
+    if node.op_type == "ConvGrad":
+        dy, shape = before[node.input[0]].astype(np.float64), before[site.gradient].shape
+        dw = conv_weight_gradient(node, found.astype(np.float64), dy, shape)
+        terms = dy.size // dy.shape[1]
+        bound = gamma(terms) * conv_weight_gradient(node, np.abs(found).astype(np.float64), np.abs(dy), shape)
+        check_values(site.gradient, "dW is not that of the reconstructed X", after[site.gradient], dw, bound, result)
 
 
 def check_optimised(original, rewritten, touched, plain, result):
