@@ -259,6 +259,23 @@ fn operators_of_the_tool() {
     };
     assert_eq!(grad(0), "float[64, 32]");
     assert_eq!(grad(1), "float[32, 64]");
+    let node = "y = ai.velora.FactoredScaleGrad <groups = 4, scale = 1.0> (z, d, v)";
+    assert_eq!(
+        y("float[n, 4] z, float[n, 61] d, float[16] v", "", node),
+        "float[61]"
+    );
+}
+
+#[test]
+fn features_on_axis_one() {
+    let x = "float[n, 30, h, 7] x, float[8] v";
+    let compress = "y = ai.velora.Compress <groups = 4, axis = 1> (x, v)";
+    assert_eq!(y(x, "", compress), "float[n, 4, h, 7]");
+    let mean = "y = ai.velora.MeanDirection <groups = 4, axis = 1> (x)";
+    assert_eq!(y(x, "", mean), "float[8]");
+    let z = "float[n, 4, h, 7] z, float[8] v";
+    let reconstruct = "y = ai.velora.Reconstruct <groups = 4, features = 30, axis = 1> (z, v)";
+    assert_eq!(y(z, "", reconstruct), "float[n, 30, h, 7]");
 }
 
 #[test]

@@ -426,6 +426,85 @@ fn compressed_activations_by_their_definition() {
     }
 }
 
+/// Sub-tokens across channels: z, X̂ and the mean by the definition, in f64.
+#[test]
+fn channels_by_their_definition() {
+    for (batch, d, groups, places) in [
+        (2, 8, 4, 36),
+        (3, 10, 3, 300),
+        (1, 7, 5, 1),
+        (4, 6, 6, 17),
+        (2, 5, 4, 600),
+    ] {
+        let m = usize::div_ceil(d, groups);
+        let (x, v) = (numbers(&[batch, d, places], 23), numbers(&[m], 24));
+        let graph = format!(
+            r#"g (float[{batch},{d},{places}] x, float[{m}] v)
+            => (float[{batch},{groups},{places}] z, float[{batch},{d},{places}] y, float[{m}] mean) {{
+            z = ai.velora.Compress <groups: int = {groups}, axis: int = 1> (x, v)
+            y = ai.velora.Reconstruct <groups: int = {groups}, features: int = {d}, axis: int = 1> (z, v)
+            mean = ai.velora.MeanDirection <groups: int = {groups}, axis: int = 1> (x) }}"#
+        );
+        let found = run(&graph, &[("x", x.clone()), ("v", v.clone())]);
+        let (x, v) = (wide(&x), wide(&v));
+        let mut z = vec![0.0; batch * groups * places];
+        let mut mean = vec![0.0; m];
+        // Which channel, which of its sub-token's numbers in z.
+        let at = |i: usize| {
+            let (row, place) = (i / places, i % places);
+            let channel = row % d;
+            (channel, (row / d * groups + channel / m) * places + place)
+        };
+        for (i, x) in x.iter().enumerate() {
+            let (channel, of_z) = at(i);
+            z[of_z] += x * v[channel % m];
+            mean[channel % m] += x;
+        }
+        let y: Vec<f64> = (0..x.len()).map(|i| z[at(i).1] * v[at(i).0 % m]).collect();
+        let bound = (SUM + 4.0 * EPS) * m as f64;
+        close("z", &found[0], &z, |_| bound);
+        close("y", &found[1], &y, |_| bound + EPS);
+        let norm = mean.iter().map(|s| s * s).sum::<f64>().sqrt();
+        let mean: Vec<f64> = mean.iter().map(|s| s / norm).collect();
+        close("mean", &found[2], &mean, |_| {
+            EPS + 2.0 * SUM * x.len() as f64 / norm
+        });
+    }
+}
+
+/// The gradient of a scale by its definition, in f64.
+#[test]
+fn factored_gradients_of_scales_by_their_definition() {
+    for (n, d, groups) in [
+        (70, 64, 16),
+        (33, 30, 7),
+        (500, 700, 2),
+        (9, 10, 7),
+        (5, 6, 6),
+        (3000, 24, 5),
+    ] {
+        let m = usize::div_ceil(d, groups);
+        let (z, dy, v) = (
+            numbers(&[n, groups], 25),
+            numbers(&[n, d], 26),
+            numbers(&[m], 27),
+        );
+        let graph = format!(
+            r#"g (float[{n},{groups}] z, float[{n},{d}] dy, float[{m}] v) => (float[{d}] dg) {{
+            dg = ai.velora.FactoredScaleGrad <groups: int = {groups}, scale: float = 0.5> (z, dy, v) }}"#
+        );
+        let inputs = [("z", z.clone()), ("dy", dy.clone()), ("v", v.clone())];
+        let found = run(&graph, &inputs);
+        let (z, dy, v) = (wide(&z), wide(&dy), wide(&v));
+        let of = |f: usize, r: usize| z[r * groups + f / m] * dy[r * d + f];
+        let sum = |f| (0..n).map(|r| of(f, r)).sum::<f64>();
+        let dg: Vec<f64> = (0..d).map(|f| 0.5 * v[f % m] * sum(f)).collect();
+        // A product, a sum, and three roundings of the result.
+        let size = |f| (0..n).map(|r| of(f, r).abs()).sum::<f64>();
+        close("dg", &found[0], &dg, |f| (SUM + 4.0 * EPS) * size(f));
+    }
+}
+
 #[test]
 fn the_direction_of_nothing_is_even() {
     let graph =

@@ -46,6 +46,8 @@ pub enum AnalysisError {
 /// All analyses of one model.
 #[derive(Clone, Debug)]
 pub struct Analyses {
+    /// The version of the standard operator set; 1 where none is imported.
+    pub opset: i64,
     /// What each output is.
     pub roles: Roles,
     /// The types of all values.
@@ -82,6 +84,7 @@ impl Analyses {
         let saved = saved_activations(graph, &partition, &buffers);
         let sites = sites(graph, &roles, &partition, &shapes, &buffers);
         Ok(Analyses {
+            opset: model.opset("").unwrap_or(1),
             roles,
             shapes,
             partition,

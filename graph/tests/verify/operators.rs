@@ -29,6 +29,8 @@ fn operators_of_the_rewrite_are_as_defined() {
    d = ai.velora.MeanDirection <groups = 4> (x)
    z = ai.velora.Compress <groups = 4> (x, d)
    r = ai.velora.Reconstruct <groups = 4, features = 8> (z, v)
+   c = ai.velora.Compress <groups = 4, axis = 1> (x, v)
+   s = ai.velora.FactoredScaleGrad <groups = 4, scale = 0.5> (z, x, v)
    w = ai.velora.FactoredWeightGrad <groups = 4, features = 8, transposed = 1, scale = 0.5> (z, dy, v)
 }"#,
     );
@@ -50,7 +52,9 @@ g (float[N,8] x, float[2] v) => (float[N,4] z) {
    # error: attribute 'transposed' of FactoredWeightGrad: expected 0 or 1
    # error: attribute 'scale' of FactoredWeightGrad: expected a finite float
    f = ai.velora.Decompress (z)
-   # error: 'Decompress' is no operator of ai.velora; expected Compress, MeanDirection, Reconstruct or FactoredWeightGrad
+   # error: 'Decompress' is no operator of ai.velora; expected Compress, MeanDirection, MeanDirections, RunningDirection, Quantize, Dequantize, Reconstruct, FactoredWeightGrad or FactoredScaleGrad
+   h = ai.velora.MeanDirection <groups: int = 4, axis: int = 2> (x)
+   # error: attribute 'axis' of MeanDirection: expected -1 or 1
 }"#,
     );
 }

@@ -55,6 +55,7 @@ impl Emit<'_> {
             transposed: false,
             several: !settings.has_one_direction(),
             channels: site.kind == Kind::Conv,
+            any_float: self.type_of(site.input) != DataType::FLOAT,
         };
         let tensor = self.name(site.activation).to_owned();
         let x = self.name(site.input).to_owned();
@@ -73,9 +74,8 @@ impl Emit<'_> {
             &[int("groups", groups)],
             &metadata,
         )?);
-        let kind = self.analyses.shapes.of(site.input);
-        let data_type = kind.data_type.unwrap_or(DataType::FLOAT);
-        let axes = kind.shape.as_ref().map_or(2, Vec::len);
+        let data_type = self.type_of(site.input);
+        let axes = self.axes_of(site.input);
         let width = groups * settings.rank;
         let rows = match axes {
             2 => z.clone(),
@@ -103,7 +103,7 @@ impl Emit<'_> {
         })
     }
 
-    /// The nodes that make v, where it is no constant, and its name.
+    /// The nodes that make v of the activation's type, where it is no constant, and its name.
     fn direction(
         &mut self,
         site: &Site,
@@ -126,7 +126,7 @@ impl Emit<'_> {
             let features = site.features;
             let constant = direction::constant(&v, (&tensor, &x), features, settings);
             self.patch.add_initializer(constant);
-            return Ok((Vec::new(), v));
+            return Ok(self.as_activation(Vec::new(), v, site, metadata));
         }
         let groups = settings.grouping.groups(site.features);
         let op = match settings.directions {
@@ -146,8 +146,13 @@ impl Emit<'_> {
         self.patch.add_input(info(&v));
         self.patch.add_output(info(&next));
         self.patch.add_initializer(state.clone());
-        let mean = self.fresh(format!("velora.{tensor}.mean"));
+        let mut mean = self.fresh(format!("velora.{tensor}.mean"));
         let mut nodes = mean_of_x(self, &mean)?;
+        if self.type_of(site.input) != DataType::FLOAT {
+            let stored =
+                std::mem::replace(&mut mean, self.fresh(format!("velora.{tensor}.mean_f32")));
+            nodes.push(self.compressing_cast(&stored, &mean, DataType::FLOAT, metadata));
+        }
         nodes.extend(self.call(
             Op::RunningDirection,
             variant,
@@ -156,7 +161,24 @@ impl Emit<'_> {
             &[float("decay", settings.decay as f32)],
             metadata,
         )?);
-        Ok((nodes, next))
+        Ok(self.as_activation(nodes, next, site, metadata))
+    }
+
+    /// Directions of 32-bit floats in the activation's type.
+    fn as_activation(
+        &mut self,
+        mut nodes: Vec<NodeProto>,
+        v: String,
+        site: &Site,
+        metadata: &[StringStringEntryProto],
+    ) -> (Vec<NodeProto>, String) {
+        let data_type = self.type_of(site.input);
+        if data_type == DataType::FLOAT {
+            return (nodes, v);
+        }
+        let cast = self.fresh(format!("{v}_as_X"));
+        nodes.push(self.compressing_cast(&v, &cast, data_type, metadata));
+        (nodes, cast)
     }
 
     /// From z as rows to what is kept.
@@ -184,10 +206,21 @@ impl Emit<'_> {
             return Ok((Vec::new(), Stored::AsIs(rows)));
         }
         let short = self.fresh(format!("velora.{tensor}.z_{}", settings.storage.name()));
-        // It is a part of the compression: it runs in the forward half.
-        let mut node = self.cast(&rows, &short, to, metadata);
-        node.metadata_props.push(entry("op", Op::Compress.name()));
+        let node = self.compressing_cast(&rows, &short, to, metadata);
         Ok((vec![node], Stored::Cast(short, data_type)))
+    }
+
+    /// A cast that is a part of the compression: it runs in the forward half.
+    fn compressing_cast(
+        &self,
+        from: &str,
+        to: &str,
+        data_type: DataType,
+        metadata: &[StringStringEntryProto],
+    ) -> NodeProto {
+        let mut node = self.cast(from, to, data_type, metadata);
+        node.metadata_props.push(entry("op", Op::Compress.name()));
+        node
     }
 
     /// From what is kept to z as rows (as X is, where the features are channels), for the gradient of one parameter: a copy for each, so that none

@@ -28,6 +28,7 @@ use velora_graph::analysis::Analyses;
 use velora_graph::analysis::sites::{Form, Kind, Site};
 use velora_graph::ir::{Graph, Model, NodeId, Patch, ValueId};
 use velora_graph::onnx::schema::{AttributeProto, NodeProto, StringStringEntryProto};
+use velora_graph::shapes::DataType;
 use velora_graph::text::ParseError;
 
 /// The name of the pass.
@@ -170,6 +171,12 @@ impl Emit<'_> {
         let shape = self.fresh(format!("{output}_shape"));
         self.patch.add_initializer(int_vector(&shape, &[-1, width]));
         self.plain("Reshape", &[input, &shape], output, metadata)
+    }
+
+    /// The type of a value; unknown ones are refused before.
+    fn type_of(&self, value: ValueId) -> DataType {
+        let data_type = self.analyses.shapes.of(value).data_type;
+        data_type.unwrap_or(DataType::FLOAT)
     }
 
     /// The number of axes of a value; unknown ones are refused before.

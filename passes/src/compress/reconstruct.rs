@@ -7,6 +7,7 @@ use crate::proto::{float_tensor, int};
 use crate::select::LayerSettings;
 use velora_graph::analysis::sites::Site;
 use velora_graph::ir::NodeId;
+use velora_graph::shapes::DataType;
 use velora_graph::text::ParseError;
 
 impl Emit<'_> {
@@ -30,6 +31,15 @@ impl Emit<'_> {
             let factor = self.fresh(format!("velora.{parameter}.scale"));
             let scale = float_tensor(&factor, vec![1], &[settings.scale as f32]);
             self.patch.add_initializer(scale);
+            let data_type = self.type_of(site.input);
+            let factor = match data_type {
+                DataType::FLOAT => factor,
+                _ => {
+                    let cast = self.fresh(format!("{factor}_as_X"));
+                    nodes.push(self.cast(&factor, &cast, data_type, &metadata));
+                    cast
+                }
+            };
             let scaled = self.fresh(format!("velora.{parameter}.v"));
             nodes.push(self.plain("Mul", &[&v, &factor], &scaled, &metadata));
             v = scaled;

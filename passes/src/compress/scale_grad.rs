@@ -2,10 +2,11 @@
 
 use super::Emit;
 use super::form::Compressed;
-use crate::ops::Op;
+use crate::ops::{Op, Variant};
 use crate::proto::{float, int, int_vector};
 use crate::select::LayerSettings;
 use velora_graph::analysis::sites::{ScaleGrad, Site};
+use velora_graph::shapes::DataType;
 use velora_graph::text::ParseError;
 
 impl Emit<'_> {
@@ -36,9 +37,13 @@ impl Emit<'_> {
             1 => result.clone(),
             _ => self.fresh(format!("velora.{parameter}.sum")),
         };
+        let variant = Variant {
+            any_float: self.type_of(of.gradient) != DataType::FLOAT,
+            ..form.variant
+        };
         nodes.extend(self.call(
             Op::FactoredScaleGrad,
-            form.variant,
+            variant,
             &[&z, &gradient, &v],
             &[&vector],
             &[

@@ -8,6 +8,7 @@ use crate::select::LayerSettings;
 use velora_graph::analysis::sites::{Site, WeightGrad};
 use velora_graph::ir::ValueId;
 use velora_graph::onnx::schema::{NodeProto, StringStringEntryProto};
+use velora_graph::shapes::DataType;
 use velora_graph::text::ParseError;
 
 impl Emit<'_> {
@@ -43,6 +44,7 @@ impl Emit<'_> {
         }
         let variant = Variant {
             transposed: of.transposed,
+            any_float: self.type_of(of.gradient) != DataType::FLOAT,
             ..form.variant
         };
         let attributes = [
@@ -74,13 +76,12 @@ impl Emit<'_> {
         form: &Compressed,
         metadata: &[StringStringEntryProto],
     ) -> Result<(Vec<NodeProto>, [String; 2]), ParseError> {
-        let type_of = |value| self.analyses.shapes.of(value).data_type;
-        let (own, wanted) = (type_of(site.input), type_of(gradient));
+        let wanted = self.type_of(gradient);
         let parameter = self.name(site.parameter).to_owned();
         let (mut nodes, z) = self.load(form, &parameter, metadata)?;
-        let Some(wanted) = wanted.filter(|&wanted| own != Some(wanted)) else {
+        if self.type_of(site.input) == wanted {
             return Ok((nodes, [z, form.v.clone()]));
-        };
+        }
         let cast = [("z", &z), ("v", &form.v)].map(|(what, from)| {
             let to = self.fresh(format!("velora.{parameter}.{what}_as_dY"));
             nodes.push(self.cast(from, &to, wanted, metadata));

@@ -25,7 +25,11 @@ pub fn function(
     variants: &BTreeSet<Variant>,
     opset: i64,
 ) -> Result<FunctionProto, ParseError> {
-    let relevant: BTreeSet<Variant> = variants.iter().map(|&v| op.relevant(v)).collect();
+    // No call can be told by its type: where one needs a body for any type, all have it.
+    let any_float = variants.iter().any(|v| op.relevant(*v).any_float);
+    let relevant: BTreeSet<Variant> = (variants.iter())
+        .map(|&v| op.relevant(Variant { any_float, ..v }))
+        .collect();
     let mut bodies = Vec::new();
     for &variant in &relevant {
         bodies.push((variant, body(op, variant)?));
@@ -151,7 +155,7 @@ fn branch_over(
         return GraphProto::default();
     };
     let Some((choice, rest)) = choices.split_first() else {
-        return as_graph(first, prefix);
+        return as_graph(first, *known, prefix);
     };
     let (is, is_not): (Vec<_>, Vec<_>) = bodies.iter().cloned().partition(|(v, _)| choice.of(*v));
     if is.is_empty() || is_not.is_empty() {
@@ -165,7 +169,7 @@ fn branch_over(
     GraphProto {
         node: nodes,
         name: Some(format!("{prefix}branch")),
-        output: vec![float_value(&output)],
+        output: vec![value(&output, *known)],
         ..Default::default()
     }
 }
@@ -229,7 +233,7 @@ fn branch(condition: &str, then: GraphProto, otherwise: GraphProto, output: &str
 }
 
 /// A body as a graph that captures the function's inputs; its own names get a prefix.
-fn as_graph(function: &FunctionProto, prefix: &str) -> GraphProto {
+fn as_graph(function: &FunctionProto, variant: Variant, prefix: &str) -> GraphProto {
     let mut nodes = function.node.clone();
     for name in function.node.iter().flat_map(|n| &n.output) {
         rename(&mut nodes, name, &format!("{prefix}{name}"));
@@ -237,7 +241,7 @@ fn as_graph(function: &FunctionProto, prefix: &str) -> GraphProto {
     let outputs = function
         .output
         .iter()
-        .map(|o| float_value(&format!("{prefix}{o}")));
+        .map(|o| value(&format!("{prefix}{o}"), variant));
     GraphProto {
         node: nodes,
         name: Some(format!("{prefix}body")),
@@ -253,16 +257,18 @@ fn rename(nodes: &mut [NodeProto], from: &str, to: &str) {
     names.filter(|n| *n == from).for_each(|n| to.clone_into(n));
 }
 
-fn float_value(name: &str) -> ValueInfoProto {
+/// The declaration of a branch's output: of floats, or without a type where it is that of the call.
+fn value(name: &str, variant: Variant) -> ValueInfoProto {
+    let float = || TypeProto {
+        value: Some(type_proto::Value::TensorType(type_proto::Tensor {
+            elem_type: Some(DataType::FLOAT.0),
+            shape: None,
+        })),
+        ..Default::default()
+    };
     ValueInfoProto {
         name: Some(name.to_owned()),
-        r#type: Some(TypeProto {
-            value: Some(type_proto::Value::TensorType(type_proto::Tensor {
-                elem_type: Some(1),
-                shape: None,
-            })),
-            ..Default::default()
-        }),
+        r#type: (!variant.any_float).then(float),
         ..Default::default()
     }
 }

@@ -33,6 +33,8 @@ pub use function::function;
 pub const DOMAIN: &str = "ai.velora";
 /// The version of the domain.
 pub const VERSION: i64 = 1;
+/// The oldest standard operator set for other types than 32-bit floats: the first with `CastLike`.
+pub const OLDEST_OPSET_OF_ANY_FLOAT: i64 = 15;
 /// The oldest standard operator set in which the bodies mean what they should: the first where the
 /// axes of `ReduceSum` and `Unsqueeze` are inputs.
 pub const OLDEST_OPSET: i64 = 13;
@@ -71,6 +73,8 @@ pub struct Variant {
     pub several: bool,
     /// The features are axis 1 rather than the last; of what has an attribute `axis` only.
     pub channels: bool,
+    /// The numbers may be other than 32-bit floats; of what holds such constants only.
+    pub any_float: bool,
 }
 
 impl Op {
@@ -121,6 +125,7 @@ impl Op {
             transposed,
             several,
             channels,
+            any_float,
         } = variant;
         let text = match (self, padded, transposed) {
             (Op::Compress, ..) if several => include_str!("compress_several.txt"),
@@ -154,7 +159,11 @@ impl Op {
             (Op::FactoredScaleGrad, false, _) => include_str!("scale_grad.txt"),
             (Op::FactoredScaleGrad, true, _) => include_str!("scale_grad_padded.txt"),
         };
-        text.replace(MATRIX_HERE, include_str!("matrix.txt"))
+        let text = text.replace(MATRIX_HERE, include_str!("matrix.txt"));
+        match any_float {
+            true => (ANY_FLOAT.iter()).fold(text, |text, (line, lines)| text.replace(line, lines)),
+            false => text,
+        }
     }
 
     /// The variant, with what this operator's body does not depend on left out.
@@ -169,9 +178,31 @@ impl Op {
             transposed: variant.transposed && self == Op::FactoredWeightGrad,
             several,
             channels: variant.channels && self.has_axis(),
+            any_float: variant.any_float
+                && matches!(
+                    self,
+                    Op::MeanDirection | Op::FactoredWeightGrad | Op::FactoredScaleGrad
+                ),
         }
     }
 }
 
 /// Where the bodies of several directions have the lines that make the matrix.
 const MATRIX_HERE: &str = "   # matrix.txt\n";
+
+/// Lines of bodies, and what they are where the numbers may be other than 32-bit floats: constants are brought
+/// to the type of what they are multiplied by, and a mean is computed in 32 bits.
+const ANY_FLOAT: [(&str, &str); 3] = [
+    (
+        "   scale = Constant <value_float: float = @scale> ()\n",
+        "   scale_f32 = Constant <value_float: float = @scale> ()\n   scale = CastLike (scale_f32, v)\n",
+    ),
+    (
+        "   tokens = Reshape (x, token_shape)\n",
+        "   stored = Reshape (x, token_shape)\n   tokens = Cast <to: int = 1> (stored)\n",
+    ),
+    (
+        "   v = Where (degenerate, even, unit)\n",
+        "   v_f32 = Where (degenerate, even, unit)\n   v = CastLike (v_f32, x)\n",
+    ),
+];

@@ -1,6 +1,7 @@
 //! Why a site is left alone, whatever the user wants, or where it is not worth it.
 
 use super::{Init, LayerSettings, Reason, Selection, Storage, sub_token_size};
+use crate::ops::OLDEST_OPSET_OF_ANY_FLOAT;
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::sites::{Form, Kind, Site};
 use velora_graph::dim::Dim;
@@ -71,11 +72,8 @@ pub(super) fn refusal(
             "its input is an output of the graph, alive in any case",
         );
     }
-    if analyses.shapes.of(site.input).data_type != Some(DataType::FLOAT) {
-        return says(
-            Reason::DataType,
-            "its input is not a tensor of 32-bit floats",
-        );
+    if let Some(message) = unfit_type(analyses, site) {
+        return says(Reason::DataType, message);
     }
     let own = Cut::of(analyses, site);
     if let Some(other) = cuts.iter().find(|&cut| *cut != own) {
@@ -105,7 +103,8 @@ pub(super) fn refusal(
         );
         return Some((Reason::NoSaving, message));
     }
-    if let Some(message) = unfit_settings(site, &settings) {
+    let data_type = analyses.shapes.of(site.input).data_type;
+    if let Some(message) = unfit_settings(site, data_type, &settings) {
         return says(Reason::Settings, message);
     }
     let length = settings.direction_length(site.features);
@@ -116,22 +115,23 @@ pub(super) fn refusal(
         );
         return Some((Reason::Layout, message));
     }
+    let element = element_bytes(analyses, site);
     let (width, bytes) = (
         settings.width(site.features),
-        settings.bytes_per_token(site.features, 4),
+        settings.bytes_per_token(site.features, element),
     );
     let (Some(width), Some(per_token)) = (width, bytes) else {
         return says(Reason::Layout, "its compressed width does not fit 64 bits");
     };
-    if !smaller(site, &settings, per_token) {
-        let message = match per_token >= site.features.saturating_mul(4) {
+    if !smaller(site, &settings, element, per_token) {
+        let message = match per_token >= site.features.saturating_mul(element) {
             true if settings.storage == Storage::Activation => format!(
                 "{width} scalars in the place of {} features would save nothing",
                 site.features
             ),
             true => format!(
                 "{per_token} bytes in the place of the {} of a token would save nothing",
-                site.features.saturating_mul(4)
+                site.features.saturating_mul(element)
             ),
             false => "the compressed form and its direction would not be smaller than its input"
                 .to_owned(),
@@ -149,9 +149,38 @@ pub(super) fn refusal(
     None
 }
 
-/// Why a kind of layer cannot be compressed with settings that others can.
-fn unfit_settings(site: &Site, settings: &LayerSettings) -> Option<&'static str> {
+/// Why a site's types cannot be handled.
+fn unfit_type(analyses: &Analyses, site: &Site) -> Option<&'static str> {
+    let type_of = |value| analyses.shapes.of(value).data_type;
+    let gradient = match &site.form {
+        Form::Weight(of) => type_of(of.gradient),
+        Form::Scale(of) => type_of(of.gradient),
+        Form::Reconstructed => Some(DataType::FLOAT),
+    };
+    let short = |data_type| matches!(data_type, DataType::FLOAT16 | DataType::BFLOAT16);
+    match (type_of(site.input), gradient) {
+        (Some(DataType::FLOAT), Some(DataType::FLOAT)) => None,
+        (Some(x), Some(dy)) if [x, dy].iter().all(|&t| t == DataType::FLOAT || short(t)) => {
+            (analyses.opset < OLDEST_OPSET_OF_ANY_FLOAT).then_some(
+                "its input or its gradient is of 16 bits, which takes operator set 15 or newer",
+            )
+        }
+        _ => Some("its input or its gradient is not a tensor of floats of 32 or 16 bits"),
+    }
+}
+
+/// Why a kind of layer, or a type, cannot be compressed with settings that others can.
+fn unfit_settings(
+    site: &Site,
+    data_type: Option<DataType>,
+    settings: &LayerSettings,
+) -> Option<&'static str> {
     let one = settings.has_one_direction();
+    if data_type != Some(DataType::FLOAT) && !(one && settings.storage != Storage::Int8) {
+        return Some(
+            "an input of 16 bits takes one direction for all groups, and is not stored as int8",
+        );
+    }
     match site.kind {
         Kind::Scale if !one => Some("the gradient of a scale takes one direction for all groups"),
         Kind::Conv if !one => Some("channels take one direction for all groups"),
@@ -181,22 +210,32 @@ pub(super) fn less_than_a_page(
 ) -> Option<i64> {
     let settings = selection.settings(&graph.value(site.parameter).name);
     let before = analyses.shapes.bytes(site.activation)?.as_const()?;
-    let directions = settings.direction_length(site.features)?.checked_mul(4)?;
+    let element = element_bytes(analyses, site);
+    let directions = (settings.direction_length(site.features)?).checked_mul(element)?;
     let tokens = site.tokens.as_const()?;
     let after = tokens
-        .checked_mul(settings.bytes_per_token(site.features, 4)?)?
+        .checked_mul(settings.bytes_per_token(site.features, element)?)?
         .checked_add(directions)?;
     before.checked_sub(after).filter(|&freed| freed < PAGE)
 }
 
+/// The bytes of an element of X.
+fn element_bytes(analyses: &Analyses, site: &Site) -> i64 {
+    match analyses.shapes.of(site.input).data_type {
+        Some(DataType::FLOAT16 | DataType::BFLOAT16) => 2,
+        _ => 4,
+    }
+}
+
 /// Whether z and v together have fewer bytes than X, at the number of tokens that is known, or at many.
-fn smaller(site: &Site, settings: &LayerSettings, per_token: i64) -> bool {
-    let before = i128::from(site.features) * 4;
+fn smaller(site: &Site, settings: &LayerSettings, element: i64, per_token: i64) -> bool {
+    let before = i128::from(site.features) * i128::from(element);
     let directions = settings.direction_length(site.features).unwrap_or(i64::MAX);
     match site.tokens.as_const() {
         Some(tokens) => {
-            let tokens = i128::from(tokens);
-            tokens * i128::from(per_token) + i128::from(directions) * 4 < tokens * before
+            let (tokens, directions) = (i128::from(tokens), i128::from(directions));
+            let after = tokens * i128::from(per_token) + directions * i128::from(element);
+            after < tokens * before
         }
         None => i128::from(per_token) < before,
     }
