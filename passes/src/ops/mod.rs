@@ -73,7 +73,7 @@ pub struct Variant {
     pub several: bool,
     /// The features are axis 1 rather than the last; of what has an attribute `axis` only.
     pub channels: bool,
-    /// The numbers may be other than 32-bit floats; of what holds such constants only.
+    /// The numbers may be other than 32-bit floats.
     pub any_float: bool,
 }
 
@@ -178,11 +178,7 @@ impl Op {
             transposed: variant.transposed && self == Op::FactoredWeightGrad,
             several,
             channels: variant.channels && self.has_axis(),
-            any_float: variant.any_float
-                && matches!(
-                    self,
-                    Op::MeanDirection | Op::FactoredWeightGrad | Op::FactoredScaleGrad
-                ),
+            any_float: variant.any_float && (reads_v || self == Op::MeanDirection),
         }
     }
 }
