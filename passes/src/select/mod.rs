@@ -24,7 +24,7 @@ pub use settings::{
 use std::collections::BTreeMap;
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::saved::{Reader, readers};
-use velora_graph::analysis::sites::{Kind, Site, sites_behind};
+use velora_graph::analysis::sites::{Kind, Obstacle, Site, sites_behind};
 use velora_graph::ir::{Graph, NodeId, ValueId};
 
 /// A reader that keeps a tensor alive.
@@ -195,20 +195,25 @@ pub fn select(
         });
     }
     for unfit in &sites.unfit {
+        let reason = match unfit.obstacle {
+            Obstacle::Layout => Reason::Layout,
+            Obstacle::Hidden => Reason::Hidden,
+            Obstacle::NothingSaved => Reason::NothingSaved,
+        };
         let all = keepers.get(&unfit.activation).into_iter().flatten();
+        // What keeps the indices of an embedding alive is no concern of its layer.
+        let others =
+            all.filter(|k| k.node != Some(unfit.product) && reason != Reason::NothingSaved);
         decisions.push(Decision {
             parameter: unfit.parameter,
             kind: unfit.kind,
             node: unfit.product,
             activation: unfit.activation,
             site: None,
-            reason: Reason::Layout,
+            reason,
             message: unfit.why.to_owned(),
             settings: selection.settings(&graph.value(unfit.parameter).name),
-            kept_alive_by: { all }
-                .filter(|k| k.node != Some(unfit.product))
-                .cloned()
-                .collect(),
+            kept_alive_by: others.cloned().collect(),
         });
     }
     decisions.sort_by_key(|d| d.node);
@@ -314,6 +319,10 @@ fn why(op: &str) -> String {
         | "LogSoftmaxGrad_13" => {
             "computes the derivative from the output of the activation".to_owned()
         }
+        "LSTMGrad" | "GRUGrad" | "ConvGrad" => {
+            "computes the gradients of its layer from it".to_owned()
+        }
+        "If" | "Loop" | "Scan" => "reads it in a nested graph".to_owned(),
         "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" | "Equal" => {
             "computes a mask from it".to_owned()
         }

@@ -27,11 +27,15 @@ pub enum Reason {
     Layout,
     /// The kind of layer does not take the settings.
     Settings,
+    /// A function of the model, or a nested graph, computes the gradient.
+    Hidden,
+    /// The gradient needs no activation.
+    NothingSaved,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 12] = [
+    pub const ALL: [Reason; 14] = [
         Reason::Rewritten,
         Reason::KeptAlive,
         Reason::NotSelected,
@@ -44,6 +48,8 @@ impl Reason {
         Reason::MixedFeatures,
         Reason::Layout,
         Reason::Settings,
+        Reason::Hidden,
+        Reason::NothingSaved,
     ];
 
     /// The code in reports.
@@ -61,6 +67,8 @@ impl Reason {
             Reason::MixedFeatures => "mixed-features",
             Reason::Layout => "layout",
             Reason::Settings => "settings",
+            Reason::Hidden => "hidden",
+            Reason::NothingSaved => "nothing-saved",
         }
     }
 

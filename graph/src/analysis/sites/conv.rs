@@ -1,7 +1,7 @@
 //! Convolutions: the weight gradient sums over batch and places, and is computed by a node that reads X
 //! itself. Channels are axis 1.
 
-use super::{Form, Kind, Site, Source, Unfit, Walk, product_of};
+use super::{Form, Kind, Obstacle, Site, Source, Unfit, Walk, product_of};
 use crate::analysis::buffers::is_view;
 use crate::dim::Dim;
 use crate::ir::{Node, NodeId, Use, ValueId};
@@ -101,6 +101,7 @@ fn site(
         kind: Kind::Conv,
         product,
         activation,
+        obstacle: Obstacle::Layout,
         why,
     };
     let rank = walk.dims(input).map_or(0, <[Dim]>::len);

@@ -1,6 +1,8 @@
 //! Linear layers: a matrix product `XᵀdY` that sums over all token axes.
 
-use super::{Form, Kind, Site, Source, Unfit, Walk, WeightGrad, product_of, swaps_last_two};
+use super::{
+    Form, Kind, Obstacle, Site, Source, Unfit, Walk, WeightGrad, product_of, swaps_last_two,
+};
 use crate::dim::Dim;
 use crate::ir::{Node, NodeId, ValueId};
 
@@ -57,6 +59,7 @@ fn contraction(
             kind: Kind::Linear,
             product: id,
             activation,
+            obstacle: Obstacle::Layout,
             why,
         }))
     };

@@ -11,8 +11,13 @@
 //! | scale | a `Mul`, summed over all token axes | `scale` |
 //! | conv | `ConvGrad`, or a `Conv` of the two | `conv` |
 //! | recurrent | `LSTMGrad`, `GRUGrad` | `recurrent` |
+//!
+//! The gradient of an embedding needs no activation, and one that a function of the model or a nested graph
+//! computes is out of sight: both are said to be so (`embedding`, `hidden`).
 
 mod conv;
+mod embedding;
+mod hidden;
 mod linear;
 mod recurrent;
 mod scale;
@@ -37,6 +42,8 @@ pub enum Kind {
     Conv,
     /// A recurrent layer.
     Recurrent,
+    /// A table of vectors.
+    Embedding,
 }
 
 impl Kind {
@@ -47,6 +54,7 @@ impl Kind {
             Kind::Scale => "scale",
             Kind::Conv => "conv",
             Kind::Recurrent => "recurrent",
+            Kind::Embedding => "embedding",
         }
     }
 }
@@ -116,8 +124,19 @@ pub struct ScaleGrad {
     pub gradient: ValueId,
 }
 
+/// Why a node is no site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It reads X in a layout or a shape that cannot be compressed.
+    Layout,
+    /// What it does with X is written in a function or a nested graph.
+    Hidden,
+    /// It needs no values of an activation.
+    NothingSaved,
+}
+
 /// A node that contributes to a parameter's gradient and reads a forward value in a way that
-/// cannot be rewritten.
+/// cannot be rewritten, or need not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfit {
     /// The parameter.
@@ -128,7 +147,9 @@ pub struct Unfit {
     pub product: NodeId,
     /// The buffer of the forward value.
     pub activation: ValueId,
-    /// Why not, as a clause.
+    /// Why not.
+    pub obstacle: Obstacle,
+    /// The same as a clause.
     pub why: &'static str,
 }
 
@@ -140,6 +161,7 @@ impl Site {
             kind: self.kind,
             product: self.product,
             activation: self.activation,
+            obstacle: Obstacle::Layout,
             why,
         }
     }
@@ -333,7 +355,13 @@ impl Walk<'_> {
             ("com.microsoft", "ConvGrad") | ("", "Conv") => {
                 conv::source(self, parameter, value, id)
             }
-            _ => recurrent::source(self, parameter, value, id),
+            ("com.microsoft", "LSTMGrad" | "GRUGrad") => {
+                recurrent::source(self, parameter, value, id)
+            }
+            ("", "ScatterND" | "ScatterElements") | ("com.microsoft", "GatherGrad") => {
+                embedding::source(self, parameter, id)
+            }
+            _ => hidden::source(self, parameter, id),
         }
     }
 

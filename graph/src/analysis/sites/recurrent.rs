@@ -1,21 +1,14 @@
 //! Recurrent layers: `LSTMGrad` and `GRUGrad` of ONNX Runtime read X for the gradient of W only. States
 //! and gates, which they also read, are needed for more.
 
-use super::{Form, Kind, Site, Source, Unfit, Walk};
+use super::{Form, Kind, Obstacle, Site, Source, Unfit, Walk};
 use crate::dim::Dim;
 use crate::ir::{NodeId, ValueId};
 
-/// What a recurrent layer's gradient at the end of a walk is; only that of the input weights, its second
+/// What a recurrent layer's gradient at the end of a walk is: only that of the input weights, its second
 /// output, is a contraction of X.
 pub(super) fn source(walk: &Walk<'_>, parameter: ValueId, value: ValueId, id: NodeId) -> Source {
     let node = walk.graph.node(id);
-    let recurrent = matches!(
-        (node.domain(), node.op()),
-        ("com.microsoft", "LSTMGrad" | "GRUGrad")
-    );
-    if !recurrent {
-        return Source::Other;
-    }
     let operands = [0, 1].map(|slot| node.inputs.get(slot).copied().flatten());
     match operands {
         [Some(x), Some(weights)] if node.outputs.get(1) == Some(&Some(value)) => {
@@ -40,6 +33,7 @@ fn site(
         kind: Kind::Recurrent,
         product,
         activation,
+        obstacle: Obstacle::Layout,
         why,
     };
     let rank = walk.dims(input).map_or(0, <[Dim]>::len);

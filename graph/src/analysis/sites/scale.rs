@@ -1,6 +1,6 @@
 //! Scales: a factor for each feature, whose gradient is the sum over tokens of `X ∘ dY`.
 
-use super::{Form, Kind, ScaleGrad, Site, Source, Unfit, Walk};
+use super::{Form, Kind, Obstacle, ScaleGrad, Site, Source, Unfit, Walk};
 use crate::analysis::buffers::is_view;
 use crate::dim::Dim;
 use crate::ir::{NodeId, ValueId};
@@ -48,6 +48,7 @@ fn contraction(walk: &Walk<'_>, parameter: ValueId, result: NodeId) -> Option<Re
             kind: Kind::Scale,
             product,
             activation,
+            obstacle: Obstacle::Layout,
             why,
         }))
     };
