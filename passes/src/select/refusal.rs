@@ -175,23 +175,22 @@ fn unfit_settings(
     data_type: Option<DataType>,
     settings: &LayerSettings,
 ) -> Option<&'static str> {
-    let one = settings.has_one_direction();
-    if data_type != Some(DataType::FLOAT) && !(one && settings.storage != Storage::Int8) {
-        return Some(
-            "an input of 16 bits takes one direction for all groups, and is not stored as int8",
-        );
-    }
-    match site.kind {
-        Kind::Scale if !one => Some("the gradient of a scale takes one direction for all groups"),
-        Kind::Conv if !one => Some("channels take one direction for all groups"),
-        Kind::Conv if settings.storage == Storage::Int8 => {
-            Some("channels are not stored as int8: there is no scale for each row")
+    let (short, conv) = (data_type != Some(DataType::FLOAT), site.kind == Kind::Conv);
+    if !settings.has_one_direction() {
+        match site.kind {
+            Kind::Scale => {
+                return Some("the gradient of a scale takes one direction for all groups");
+            }
+            Kind::Conv => return Some("channels take one direction for all groups"),
+            _ if short => return Some("an input of 16 bits takes one direction for all groups"),
+            _ => {}
         }
-        Kind::Conv if matches!(settings.init, Init::FirstBatch | Init::Svd) => {
-            Some("no direction of channels is taken from a batch")
-        }
-        _ => None,
     }
+    if settings.storage == Storage::Int8 && (short || conv) {
+        return Some("neither channels nor an input of 16 bits are stored as int8");
+    }
+    (settings.init.is_calibrated() && (short || conv))
+        .then_some("directions of channels and of an input of 16 bits are not taken from a batch")
 }
 
 /// The entries of a direction that is written into the file: 64 MiB, beyond which a declared size is a
