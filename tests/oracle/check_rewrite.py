@@ -237,9 +237,9 @@ def operands(name, producers):
 
 
 def chain(name, producers):
-    """`name`, and the values that it is a view of (or a pin of)."""
+    """`name`, and the values that it is a view of (or a pin of), or has in another type."""
     names = [name]
-    while name in producers and producers[name].op_type in VIEWS:
+    while name in producers and producers[name].op_type in VIEWS | {"Cast"}:
         name = producers[name].input[0]
         names.append(name)
     return names
@@ -276,13 +276,13 @@ def summed_product(name, producers):
     return node
 
 
-def sites(original, rewritten):
-    """Every rewritten contraction, from the nodes that the rewrite marked."""
+def sites(original, rewritten, kinds=("weight", "scale", "reconstructed")):
+    """Every rewritten contraction of these kinds, from the nodes that the rewrite marked."""
     producers = {o: n for n in rewritten.graph.node for o in n.output}
     constants = {t.name: t for t in rewritten.graph.initializer}
     for node in rewritten.graph.node:
         kind = {"FactoredWeightGrad": "weight", "FactoredScaleGrad": "scale"}.get(role(node))
-        if kind is None or not last_of(node, rewritten):
+        if kind not in kinds or not last_of(node, rewritten):
             continue
         gradient = made = node.output[0]
         if gradient not in original.producers:  # a scale's sum gets the axes that the original kept
@@ -295,7 +295,9 @@ def sites(original, rewritten):
             raise Mismatch(f"{gradient}: the original computes it by {product.op_type}, which is not a product")
         # z as rows may be a view of what Compress made.
         views = [chain(i, producers) for i in operands(made, producers)]
-        compressed = [[n for n in names if role(producers.get(n)) == "Compress"] for names in views]
+        # Casts of v and of z are marked as parts of the compression, too.
+        compressed = [[n for n in names if role(producers.get(n)) == "Compress" and producers[n].op_type != "Cast"]
+                      for names in views]
         z = [names[0] for names in compressed if names]
         if len(z) != 1:
             raise Mismatch(f"{gradient}: {len(z)} of its operands come from Compress, expected one")
@@ -307,7 +309,8 @@ def sites(original, rewritten):
             raise Mismatch(f"{gradient}: {x} is operand {slots} of {product.name}, expected one of the two")
         yield Site(gradient, product, slots[0], groups, v, kind)
     for node in rewritten.graph.node:
-        if node.output and role(node) is None:
+        # A node of the original; copies of what lies between X and it are none.
+        if "reconstructed" in kinds and node.output and metadata(node, "velora.origin") is None:
             yield from reconstructed_sites(node, original, producers, constants)
 
 
@@ -364,9 +367,9 @@ def same_node(a, b):
 # --- the formula ---------------------------------------------------------------------------------
 
 
-def gamma(n):
+def gamma(n, unit=UNIT):
     """Bound of the relative error of n roundings (Higham, Accuracy and Stability, lemma 3.1)."""
-    return n * UNIT / (1 - n * UNIT)
+    return n * unit / (1 - n * unit)
 
 
 def matrices(site, values):
@@ -396,7 +399,7 @@ def sub_tokens(x, groups):
     return np.pad(x, ((0, 0), (0, groups * size - x.shape[1]))).reshape(-1, size)
 
 
-def direction_bound(sub):
+def direction_bound(sub, unit=UNIT):
     """The normalised mean over sub-tokens in float64, and how far a float32 evaluation may be from it.
 
     The sum s over R rows errs by at most |e| <= gamma(R) A with A the sum of absolute values (any order
@@ -408,17 +411,17 @@ def direction_bound(sub):
     total = sub.sum(0)
     norm = np.linalg.norm(total)
     if norm == 0:
-        return np.full(size, size**-0.5), gamma(3) * np.full(size, size**-0.5)
+        return np.full(size, size**-0.5), gamma(3, unit) * np.full(size, size**-0.5)
     v = total / norm
-    error = gamma(rows + 1) * np.abs(sub).sum(0)
+    error = gamma(rows + 1, unit) * np.abs(sub).sum(0)
     left = norm - np.linalg.norm(error)
     if left <= 0:
         return v, np.full(size, np.inf)
     doubt = (error + np.abs(v) * np.linalg.norm(error)) / left
-    return v, doubt + gamma(size + 4) * (np.abs(v) + doubt)
+    return v, doubt + gamma(size + 4, unit) * (np.abs(v) + doubt)
 
 
-def gradient_bound(x, dy, groups, v, scale):
+def gradient_bound(x, dy, groups, v, scale, unit=UNIT):
     """scale * v (x) (z^T dY) [D, O] in float64 for the given v, and its error bound in float32.
 
     A product of length n errs by at most gamma(n) times the product of absolute values (Higham 3.5):
@@ -428,15 +431,15 @@ def gradient_bound(x, dy, groups, v, scale):
     sub = sub_tokens(x, groups)
     size = sub.shape[1]
     z = (sub @ v).reshape(tokens, groups)
-    z_error = gamma(size) * (np.abs(sub) @ np.abs(v)).reshape(tokens, groups)
+    z_error = gamma(size, unit) * (np.abs(sub) @ np.abs(v)).reshape(tokens, groups)
     p = z.T @ dy
-    p_error = z_error.T @ np.abs(dy) + gamma(tokens) * ((np.abs(z) + z_error).T @ np.abs(dy))
+    p_error = z_error.T @ np.abs(dy) + gamma(tokens, unit) * ((np.abs(z) + z_error).T @ np.abs(dy))
     outer = lambda a, b: (a[:, None, :] * b[None, :, None]).reshape(groups * size, -1)[:features]
-    error = (1 + gamma(3)) * outer(p_error, np.abs(v)) + gamma(3) * outer(np.abs(p), np.abs(v))
+    error = (1 + gamma(3, unit)) * outer(p_error, np.abs(v)) + gamma(3, unit) * outer(np.abs(p), np.abs(v))
     return scale * outer(p, v), abs(scale) * error
 
 
-def scale_gradient_bound(x, dy, groups, v, scale):
+def scale_gradient_bound(x, dy, groups, v, scale, unit=UNIT):
     """scale * v[m] * sum over n of z[n, g] dY[n, f] in float64, and its error bound in float32.
 
     As in `gradient_bound`, with an elementwise product in the place of P: z by gamma(M) |X||v|, the sum of N
@@ -445,29 +448,29 @@ def scale_gradient_bound(x, dy, groups, v, scale):
     sub = sub_tokens(x, groups)
     size = sub.shape[1]
     z = (sub @ v).reshape(tokens, groups)
-    z_error = gamma(size) * (np.abs(sub) @ np.abs(v)).reshape(tokens, groups)
+    z_error = gamma(size, unit) * (np.abs(sub) @ np.abs(v)).reshape(tokens, groups)
     of_feature = np.arange(features) // size
     factor = scale * np.tile(v, groups)[:features]
     total = (z[:, of_feature] * dy).sum(0)
     error = (z_error[:, of_feature] * np.abs(dy)).sum(0)
-    error += gamma(tokens) * ((np.abs(z) + z_error)[:, of_feature] * np.abs(dy)).sum(0)
-    return factor * total, np.abs(factor) * ((1 + gamma(3)) * error + gamma(3) * np.abs(total))
+    error += gamma(tokens, unit) * ((np.abs(z) + z_error)[:, of_feature] * np.abs(dy)).sum(0)
+    return factor * total, np.abs(factor) * ((1 + gamma(3, unit)) * error + gamma(3, unit) * np.abs(total))
 
 
-def reconstruction_bound(x, axis, groups, v, scaled):
+def reconstruction_bound(x, axis, groups, v, scaled, unit=UNIT):
     """z (x) scaled in float64, where z is that of X and v, and its error bound in float32: z by gamma(M) |X||v|,
     and one rounding."""
     rows = np.moveaxis(x, axis, -1)
     flat = rows.reshape(-1, rows.shape[-1])
     sub = sub_tokens(flat, groups)
-    z, z_error = sub @ v, gamma(sub.shape[1]) * (np.abs(sub) @ np.abs(v))
+    z, z_error = sub @ v, gamma(sub.shape[1], unit) * (np.abs(sub) @ np.abs(v))
 
     def spread(z):
         wide = (z[:, None] * scaled).reshape(len(flat), -1)[:, :flat.shape[1]]
         return np.moveaxis(wide.reshape(rows.shape), -1, axis)
 
     wanted = spread(z)
-    return wanted, np.abs(spread(z_error)) * (1 + gamma(1)) + gamma(1) * np.abs(wanted)
+    return wanted, np.abs(spread(z_error)) * (1 + gamma(1, unit)) + gamma(1, unit) * np.abs(wanted)
 
 
 def conv_weight_gradient(node, x, dy, shape):
@@ -518,20 +521,20 @@ class Result:
         return text
 
 
-def check_direction(site, init, v, x, result):
+def check_direction(site, init, v, x, result, unit=UNIT):
     size = -(-x.shape[1] // site.groups)
     if v.shape != (size,):
         result.failures.append(f"{site.gradient}: v has shape {v.shape}, expected ({size},)")
         return False
     # Squares, sum and root of a unit vector rounded to float32.
-    if not abs(np.linalg.norm(v) - 1) <= gamma(size + 6):
+    if not abs(np.linalg.norm(v) - 1) <= gamma(size + 6, unit):
         result.failures.append(f"{site.gradient}: v has norm {np.linalg.norm(v)}, expected 1")
     if init == "random":
         return True
     if init == "none":
-        wanted, bound = np.full(size, size**-0.5), gamma(3) * np.full(size, size**-0.5)
+        wanted, bound = np.full(size, size**-0.5), gamma(3, unit) * np.full(size, size**-0.5)
     else:
-        wanted, bound = direction_bound(sub_tokens(x, site.groups))
+        wanted, bound = direction_bound(sub_tokens(x, site.groups), unit)
     if not np.all(np.isfinite(bound)):
         result.undetermined += 1
         return True
@@ -569,26 +572,7 @@ def check(original, rewritten, init="batch-average", scale=1.0):
             result.failures.append(f"{name}: the node behind the rewritten gradient changed")
 
     for site in found:
-        if site.kind == "reconstructed":
-            check_reconstructed(site, original, constants, (before, after), (init, scale), result)
-            continue
-        x, dy, alpha = matrices(site, before)
-        v = np.asarray(constants[site.v] if site.v in constants else after[site.v]).astype(np.float64)
-        if init == "random" and site.v not in constants:
-            result.failures.append(f"{site.gradient}: a random v must be a constant of the file")
-        if not check_direction(site, init, v, x, result):
-            continue
-        if site.kind == "scale":
-            dw, bound = scale_gradient_bound(x, dy, site.groups, v, scale)
-            dw, bound = (a.reshape(before[site.gradient].shape) for a in (dw, bound))
-        else:
-            dw, bound = gradient_bound(x, dy, site.groups, v, scale * alpha)
-        if site.kind == "weight" and site.slot == 1:
-            dw, bound = dw.T, bound.T
-        if after[site.gradient].shape != dw.shape:
-            result.failures.append(f"{site.gradient}: shape {after[site.gradient].shape}, expected {dw.shape}")
-            continue
-        check_values(site.gradient, "dW is not the formula's", after[site.gradient], dw, bound, result)
+        check_site(site, constants, (before, after), (init, scale), result)
 
     check_optimised(original, rewritten, touched, after, result)
     return result
@@ -601,7 +585,34 @@ def check_values(name, problem, found, wanted, bound, result):
         result.failures.append(f"{name}: {problem} (error / bound = {worst:.3g})")
 
 
-def check_reconstructed(site, original, constants, runs, settings, result):
+def check_site(site, constants, runs, settings, result):
+    """A rewritten gradient, or what a node that stays reads; `runs` are the values before and after."""
+    (before, after), (init, scale) = runs, settings
+    if site.kind == "reconstructed":
+        check_reconstructed(site, constants, runs, settings, result)
+        return
+    x, dy, alpha = matrices(site, before)
+    v = np.asarray(constants[site.v] if site.v in constants else after[site.v])
+    # v has the type of the activation, as z has.
+    v, unit = v.astype(np.float64), max(UNIT, np.finfo(v.dtype).eps / 2)
+    if init == "random" and site.v not in constants:
+        result.failures.append(f"{site.gradient}: a random v must be a constant of the file")
+    if not check_direction(site, init, v, x, result, unit):
+        return
+    if site.kind == "scale":
+        dw, bound = scale_gradient_bound(x, dy, site.groups, v, scale, unit)
+        dw, bound = (a.reshape(before[site.gradient].shape) for a in (dw, bound))
+    else:
+        dw, bound = gradient_bound(x, dy, site.groups, v, scale * alpha, unit)
+    if site.kind == "weight" and site.slot == 1:
+        dw, bound = dw.T, bound.T
+    if after[site.gradient].shape != dw.shape:
+        result.failures.append(f"{site.gradient}: shape {after[site.gradient].shape}, expected {dw.shape}")
+        return
+    check_values(site.gradient, "dW is not the formula's", after[site.gradient], dw, bound, result)
+
+
+def check_reconstructed(site, constants, runs, settings, result):
     """What a node that stays reads in the place of X, and what it makes of it."""
     (before, after), (init, scale) = runs, settings
     node = site.product
