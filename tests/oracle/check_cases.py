@@ -238,11 +238,16 @@ def main():
             if not agrees_with_itself(original, feed):
                 print(f"{file.name}: not compared: the runtime's own results depend on its memory reuse")
                 continue
-            failures, count = [], 0
+            failures, count, why = [], 0, ""
             for init in ("none", "batch-average"):
                 for pins in ([], ["--no-pin"]):
                     common = [tool, original, "-q", "--select", "all", "--groups", str(GROUPS), "--init", init, *pins]
-                    subprocess.run([*common, "-o", out, "--verify-each"], check=True)
+                    done = subprocess.run([*common, "-o", out, "--verify-each"], capture_output=True, text=True)
+                    if "expected no more than features" in done.stderr:
+                        why = f"no layer has {GROUPS} features"
+                        continue
+                    if done.returncode:
+                        raise RuntimeError(done.stderr)
                     count += check(original, out, feed, init, failures)
                     inline = f"{folder}/inline.onnx"
                     subprocess.run([*common, "-o", inline, "--verify-each", "--inline"], check=True)
@@ -252,7 +257,7 @@ def main():
                         # them: other ones in a function than in the graph.
                         continue
                     failures += [f"{n} differs inline" for n in one if one[n].tobytes() != other[n].tobytes()]
-            print(f"{file.name}: {count} gradients compared")
+            print(f"{file.name}: {count} gradients compared{why and ': ' + why}")
             for failure in dict.fromkeys(failures):
                 print(f"  FAILED {failure}")
             compared, failed = compared + count, failed + len(failures)
