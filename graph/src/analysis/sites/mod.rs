@@ -78,7 +78,7 @@ pub struct Site {
     pub axis: usize,
     /// D, the number of input features.
     pub features: i64,
-    /// O, the number of output features; D of a scale.
+    /// O, the number of output features; 1 of a scale, which has one for each of its own.
     pub outputs: Dim,
     /// N, the number of tokens: the product of the other axes of `input`.
     pub tokens: Dim,

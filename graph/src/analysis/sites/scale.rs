@@ -81,7 +81,7 @@ fn contraction(walk: &Walk<'_>, parameter: ValueId, result: NodeId) -> Option<Re
         axis: x.len() - 1,
         features,
         operations: Some(Dim::from(2) * &tokens * Dim::from(features)),
-        outputs: Dim::from(features),
+        outputs: Dim::from(1),
         tokens,
         form: Form::Scale(ScaleGrad { result, gradient }),
     }))
