@@ -243,6 +243,8 @@ fn what_is_freed_and_who_keeps_the_rest() {
             // Two numbers of each token: less than every tensor here has.
             selection: Selection::freeable(Grouping::Groups(2)),
             inline: false,
+            // What moves makes more tensors free; the recomputation judges the graph as it is.
+            hoist: false,
             pin: false,
             checks: Checks::default(),
         };

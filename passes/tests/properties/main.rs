@@ -15,8 +15,9 @@ use proptest::test_runner::{Config, RngSeed};
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use velora_graph::analysis::roles::RoleError;
+use velora_graph::analysis::sites::{Form, Site};
 use velora_graph::analysis::{AnalysisError, Settings};
-use velora_graph::ir::Model;
+use velora_graph::ir::{Model, NodeId};
 use velora_graph::onnx::schema::ModelProto;
 use velora_graph::onnx::write::write_to;
 use velora_graph::verify::verify_model;
@@ -148,9 +149,18 @@ impl Case {
     pub fn rewritten(&self) -> HashSet<&str> {
         let graph = &self.model.graph;
         let decisions = self.outcome.decisions.iter().filter(|d| d.rewritten());
-        let results = decisions.map(|d| d.site.as_ref().unwrap().result);
+        let results = decisions.map(|d| made_by(d.site.as_ref().unwrap()));
         let names = results.map(|n| graph.node(n).outputs[0].unwrap());
         names.map(|v| graph.value(v).name.as_str()).collect()
+    }
+}
+
+/// The node that makes the gradient of a site.
+fn made_by(site: &Site) -> NodeId {
+    match &site.form {
+        Form::Weight(form) => form.result,
+        Form::Scale(form) => form.result,
+        Form::Reconstructed => site.product,
     }
 }
 
@@ -244,18 +254,17 @@ fn random_graphs_are_of_many_kinds() {
             let node = model.graph.node(decision.node);
             *seen.entry(decision.reason.code().to_owned()).or_default() += 1;
             if let Some(site) = decision.site.as_ref().filter(|_| decision.rewritten()) {
-                let batched = if site.result == site.product {
+                let batched = if made_by(site) == site.product {
                     ""
                 } else {
                     " batched"
                 };
-                let plain = if site.plain { "" } else { " adds" };
-                let flipped = if site.gradient_flipped {
-                    " flipped"
-                } else {
-                    ""
+                let (rest, transposed) = match &site.form {
+                    Form::Weight(form) if form.gradient_flipped => (" flipped", form.transposed),
+                    Form::Weight(form) => ("", form.transposed),
+                    _ => (" adds", site.slot == 1),
                 };
-                let form = format!("{}{batched}{plain}{flipped} {}", node.op(), site.transposed);
+                let form = format!("{}{batched}{rest} {transposed}", node.op());
                 *seen.entry(form).or_default() += 1;
             }
         }

@@ -48,7 +48,7 @@ where
             let block = rows_per_block(op.size() * op.places);
             let written = RowsMut::new(y, op.places);
             for_blocks(0..op.rows * op.groups, block, written, &|rows, z| {
-                dispatch::<T, _, _>(compress_channels::<T>, (op, x, v, rows, z.elements));
+                dispatch!(T, compress_channels::<T>, (op, x, v, rows, z.elements));
             });
         }
         Velora::Spread { sizes, scale } if sizes.places != 1 => {
@@ -60,7 +60,7 @@ where
                 written,
                 &|rows, y| {
                     let call = (sizes, *scale, x, v, rows, y.elements);
-                    dispatch::<T, _, _>(spread_channels::<T>, call);
+                    dispatch!(T, spread_channels::<T>, call);
                 },
             );
         }
@@ -272,7 +272,7 @@ where
             let block = rows_per_block(op.rows * op.places);
             let written = RowsMut::new(&mut *partials, 1);
             for_blocks(0..op.features, block, written, &|features, sums| {
-                dispatch::<T, _, _>(sum_channels::<T>, (op, x, features, sums.elements));
+                dispatch!(T, sum_channels::<T>, (op, x, features, sums.elements));
             });
             partials
         }
@@ -328,7 +328,7 @@ fn scale_grad<T: Number>(
     for_blocks(0..columns.blocks(), 1, written, &|blocks, sums| {
         let start = blocks.start * columns.block;
         let rows = start..op.rows.min(start + columns.block);
-        dispatch::<T, _, _>(weighted_columns::<T>, (op, z, dy, rows, sums.elements));
+        dispatch!(T, weighted_columns::<T>, (op, z, dy, rows, sums.elements));
     });
     let sums = columns.join::<T::Lane, Sum>(partials);
     let scale = T::Lane::from_f64(scale.into());

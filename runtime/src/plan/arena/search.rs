@@ -263,13 +263,11 @@ impl<'b> Search<'b> {
         let end = self.offsets[block] + size;
         self.is_placed[block] = true;
         self.placed.push(block);
-        let mut run = 0;
-        for step in self.blocks[block].span() {
+        for (run, step) in self.blocks[block].span().enumerate() {
             match self.floors.last_mut() {
                 Some((floor, steps)) if run > 0 && *floor == self.floor[step] => *steps += 1,
                 _ => self.floors.push((self.floor[step], 1)),
             }
-            run += 1;
             self.floor[step] = end;
             self.rest[step] -= size;
         }
