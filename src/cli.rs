@@ -2,9 +2,11 @@
 
 mod calibrate;
 mod run;
+mod verify;
 
 pub use calibrate::CalibrateArguments;
 pub use run::{Device, OptimizerKind, ParameterInit, RunArguments, ScheduleKind};
+pub use verify::{BatchArguments, VerifyArguments};
 
 use crate::io::is_one_place;
 use clap::error::ErrorKind;
@@ -47,6 +49,8 @@ pub enum Command {
     Inspect(InspectArguments),
     /// Fill the directions of a graph rewritten with --init first-batch or svd, from a batch of data
     Calibrate(CalibrateArguments),
+    /// Prove what a rewrite left unchanged, and measure what it did not
+    Verify(Box<VerifyArguments>),
     /// Train a graph, original or rewritten, on this machine
     Run(Box<RunArguments>),
     /// Print a model in the ONNX textual syntax
@@ -220,7 +224,23 @@ pub struct InspectArguments {
     #[arg(long, value_name = "N", default_value_t = 32,
           value_parser = clap::value_parser!(i64).range(1..), help_heading = "Method")]
     pub groups: i64,
+    /// Numbers of groups to compare, by bytes and with --data by fidelity, separated by commas; without
+    /// them, powers of two up to the largest number of features
+    #[arg(long, value_name = "N,N", num_args = 0..=1, default_missing_value = "",
+          value_parser = sweep, help_heading = "Method")]
+    pub sweep: Option<Sweep>,
+    /// Samples to measure fidelity on: npz or safetensors, arrays named after the graph's batch inputs, of
+    /// which the first axis counts samples
+    #[arg(long, value_name = "F", help_heading = "Data")]
+    pub data: Option<PathBuf>,
+    /// The batch and the parameters.
+    #[command(flatten)]
+    pub batch: BatchArguments,
 }
+
+/// Numbers of groups to compare; none where the graph is to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sweep(pub Vec<i64>);
 
 /// Arguments of `print`.
 #[derive(Args, Debug)]
@@ -326,6 +346,10 @@ impl Arguments {
                 let outputs = vec![("-o", Some(calibrate.output.clone()))];
                 (&calibrate.source, outputs, None)
             }
+            (Some(Command::Verify(verify)), _) => {
+                verify.validate()?;
+                (&verify.source, vec![("--json", verify.json.clone())], None)
+            }
             (None, Some(optimize)) => {
                 let selection = &optimize.selection;
                 let mut outputs = vec![
@@ -412,6 +436,17 @@ fn dim(text: &str) -> Result<(String, i64), String> {
         Ok(size) if size >= 1 && !name.is_empty() => Ok((name.to_owned(), size)),
         _ => Err(expected()),
     }
+}
+
+fn sweep(text: &str) -> Result<Sweep, String> {
+    let numbers = text.split(',').filter(|_| !text.is_empty());
+    let numbers: Option<Vec<i64>> = { numbers }
+        .map(|number| number.trim().parse().ok().filter(|&n: &i64| n >= 1))
+        .collect();
+    let mut numbers = numbers.ok_or("expected whole numbers of at least 1, with commas between")?;
+    numbers.sort_unstable();
+    numbers.dedup();
+    Ok(Sweep(numbers))
 }
 
 fn finite(text: &str) -> Result<f64, String> {

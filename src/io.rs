@@ -1,6 +1,11 @@
 //! Reading models and writing results: files, standard input and output.
 
 mod external;
+mod hash;
+
+#[cfg(test)]
+pub use hash::Hashed;
+pub use hash::{Fingerprint, fingerprint, sha256};
 
 use crate::cli::{ExternalData, is_stream};
 use anyhow::{Context, Result, bail};
@@ -121,7 +126,7 @@ fn prost_length(model: &ModelProto) -> u64 {
 }
 
 /// The folder of a file, `.` for a bare name.
-fn folder_of(path: &Path) -> &Path {
+pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

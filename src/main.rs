@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod dims;
 mod io;
+mod measure;
 mod plan_file;
 mod report;
 mod settings;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let result = match (&arguments.command, &arguments.optimize) {
         (Some(Command::Inspect(inspect)), _) => commands::inspect::run(inspect),
         (Some(Command::Calibrate(calibrate)), _) => commands::calibrate::run(calibrate),
+        (Some(Command::Verify(verify)), _) => commands::verify::run(verify),
         (Some(Command::Run(run)), _) => commands::run::run(run),
         (Some(Command::Print(print)), _) => commands::print::run(print),
         (Some(Command::Completions { shell }), _) => commands::completions::run(*shell),

@@ -2,12 +2,14 @@
 
 pub mod compress;
 pub mod dead_code;
+pub mod formula;
 pub mod hoist;
 pub mod manager;
 mod names;
 pub mod ops;
 pub mod pin;
 pub mod pipeline;
+pub mod proof;
 mod proto;
 pub mod schedule;
 pub mod select;

@@ -88,6 +88,19 @@ pub fn already_rewritten(model: &Model) -> bool {
 /// # Errors
 /// [`JobError`] where the model or the selection cannot be handled.
 pub fn optimise(model: &Model, options: &Options) -> Result<Outcome, JobError> {
+    job(model, options, true)
+}
+
+/// The rewrite in the file's order, without the passes that only order nodes: for questions to which the
+/// order does not matter.
+///
+/// # Errors
+/// As [`optimise`].
+pub fn rewrite(model: &Model, options: &Options) -> Result<Outcome, JobError> {
+    job(model, options, false)
+}
+
+fn job(model: &Model, options: &Options, ordered: bool) -> Result<Outcome, JobError> {
     let before = Analyses::new(model, &options.settings)?;
     let mut decisions = select(&model.graph, &before, &options.selection)?;
     let mut hoists = Vec::new();
@@ -125,8 +138,10 @@ pub fn optimise(model: &Model, options: &Options) -> Result<Outcome, JobError> {
         if options.hoist {
             passes.push(&hoist);
         }
-        passes.push(&schedule);
-        if options.pin {
+        if ordered {
+            passes.push(&schedule);
+        }
+        if ordered && options.pin {
             passes.push(&pin);
         }
     }

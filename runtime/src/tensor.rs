@@ -1,6 +1,7 @@
 //! Tensors on the host: what goes into a session and comes out of it.
 
 use bytes::Bytes;
+use half::{bf16, f16};
 use velora_graph::shapes::DataType;
 
 /// A dense row-major tensor; the bytes are little-endian and may lie at any address.
@@ -54,6 +55,18 @@ impl Tensor {
         (self.data_type == DataType::FLOAT).then(|| bytemuck::pod_collect_to_vec(&self.bytes[..]))
     }
 
+    /// The elements in 64 bits; `None` where they are no floating-point numbers.
+    pub fn to_f64(&self) -> Option<Vec<f64>> {
+        let bytes = &self.bytes[..];
+        Some(match self.data_type {
+            DataType::FLOAT => widened::<f32>(bytes, f64::from),
+            DataType::DOUBLE => widened::<f64>(bytes, |e| e),
+            DataType::FLOAT16 => widened::<f16>(bytes, f16::to_f64),
+            DataType::BFLOAT16 => widened::<bf16>(bytes, bf16::to_f64),
+            _ => return None,
+        })
+    }
+
     /// The same tensor, borrowed.
     pub fn view(&self) -> TensorView<'_> {
         TensorView {
@@ -62,6 +75,13 @@ impl Tensor {
             bytes: &self.bytes,
         }
     }
+}
+
+fn widened<T: bytemuck::Pod>(bytes: &[u8], wide: impl Fn(T) -> f64) -> Vec<f64> {
+    let elements = bytes.chunks_exact(size_of::<T>());
+    elements
+        .map(|e| wide(bytemuck::pod_read_unaligned(e)))
+        .collect()
 }
 
 /// The bytes of a dense tensor; `None` where the number exceeds what an allocation may have, or the

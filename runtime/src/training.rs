@@ -5,7 +5,7 @@
 //! every trained parameter of a program has its gradient in the gradients' region
 //! ([`Program::trained`]), and what the graph updates itself is written back over its input.
 
-use crate::lower::{LowerError, Refusal, Request, lower, unpinned};
+use crate::lower::{LowerError, Refusal, Request, lower};
 use crate::ops::Op;
 use crate::ops::accumulate::Accumulate;
 use crate::ops::elementwise;
@@ -53,7 +53,7 @@ impl Signature {
     /// Reads the roles of a graph.
     pub fn new(graph: &Graph, roles: &Roles) -> Self {
         let input = |value: ValueId| {
-            let value = unpinned(graph, value);
+            let value = graph.unpinned(value);
             graph.inputs().iter().position(|&v| v == value)
         };
         let output = |value: ValueId| graph.outputs().iter().position(|&v| v == value);
@@ -124,7 +124,7 @@ fn accumulates(node: &Node) -> bool {
 fn updates(graph: &Graph, parameter: ValueId, output: ValueId) -> bool {
     let node_of = |value| {
         graph
-            .producer(unpinned(graph, value))
+            .producer(graph.unpinned(value))
             .map(|id| graph.node(id))
     };
     let mut last = node_of(output);
@@ -136,11 +136,11 @@ fn updates(graph: &Graph, parameter: ValueId, output: ValueId) -> bool {
         return false;
     };
     node.inputs.iter().flatten().any(|&operand| {
-        let operand = unpinned(graph, operand);
+        let operand = graph.unpinned(operand);
         let decayed = node_of(operand).filter(|n| n.op() == "Mul");
         let factors = decayed.map_or(&[][..], |n| &n.inputs);
         let mut factors = factors.iter().flatten();
-        operand == parameter || factors.any(|&f| unpinned(graph, f) == parameter)
+        operand == parameter || factors.any(|&f| graph.unpinned(f) == parameter)
     })
 }
 

@@ -7,17 +7,20 @@ pub mod man;
 pub mod optimize;
 pub mod print;
 pub mod run;
+pub mod verify;
 
 use crate::cli::{GraphArguments, ParameterInit, SourceArguments, is_stream};
 use crate::dims::sizes;
 use crate::io::{Input, write_text};
 use crate::report::{Report, Style, View, html, inspected, json, optimized};
 use anyhow::{Context, Result, bail};
+use std::borrow::Cow;
 use std::path::Path;
 use velora_graph::analysis::Settings;
 use velora_graph::analysis::roles::{Hints, Roles};
 use velora_graph::inline::inline;
 use velora_graph::ir::Model;
+use velora_passes::ops;
 use velora_runtime::session::directions::{self, Unfilled};
 use velora_runtime::session::init::Scheme;
 
@@ -37,7 +40,15 @@ impl Loaded {
     /// # Errors
     /// Where the file cannot be read, or its graph breaks the rules of the format.
     fn read(arguments: &SourceArguments) -> Result<Loaded> {
-        let input = Input::read(&arguments.model, arguments.allow_unknown_fields)?;
+        Loaded::open(&arguments.model, arguments)
+    }
+
+    /// Reads a graph from another place, of which the arguments are true as well.
+    ///
+    /// # Errors
+    /// As [`Loaded::read`].
+    fn open(path: &Path, arguments: &SourceArguments) -> Result<Loaded> {
+        let input = Input::read(path, arguments.allow_unknown_fields)?;
         let name = input.name;
         if input.model.graph.is_none() {
             bail!("{name}: the file has no graph");
@@ -62,6 +73,24 @@ impl Loaded {
             settings: Settings { hints, sizes },
         })
     }
+
+    /// The graph as the runtime takes it, which knows operators and not functions: calls of functions but
+    /// the tool's own are replaced by their bodies.
+    ///
+    /// # Errors
+    /// Where the functions cannot be inlined.
+    fn executable(&self) -> Result<Cow<'_, Model>> {
+        let functions = &self.model.shell.functions;
+        if functions
+            .iter()
+            .all(|function| function.domain() == ops::DOMAIN)
+        {
+            return Ok(Cow::Borrowed(&self.model));
+        }
+        let inlined = inline(self.model.to_proto()).with_context(|| self.name.clone())?;
+        let model = Model::from_proto(inlined).with_context(|| self.name.clone())?;
+        Ok(Cow::Owned(model))
+    }
 }
 
 impl Loaded {
@@ -70,10 +99,12 @@ impl Loaded {
     /// # Errors
     /// Where a function calls itself, or is not there.
     fn inline(&mut self) -> Result<()> {
-        let functions = &self.model.shell.functions;
-        if functions.iter().any(|f| f.domain() != "ai.velora") {
-            let inlined = inline(self.model.to_proto()).with_context(|| self.name.clone())?;
-            self.model = Model::from_proto(inlined).with_context(|| self.name.clone())?;
+        let inlined = match self.executable()? {
+            Cow::Owned(model) => Some(model),
+            Cow::Borrowed(_) => None,
+        };
+        if let Some(model) = inlined {
+            self.model = model;
         }
         Ok(())
     }

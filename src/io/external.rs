@@ -19,15 +19,7 @@ pub fn place(
     out: &Path,
     mode: ExternalData,
 ) -> Result<()> {
-    let mut locations = BTreeSet::new();
-    let mut example = String::new();
-    visit(model, &mut |tensor| {
-        if is_external(tensor) {
-            example = tensor.name().to_owned();
-            locations.insert(lexical(tensor));
-        }
-        Ok(())
-    })?;
+    let (locations, example) = locations(model)?;
     if locations.is_empty() {
         return Ok(());
     }
@@ -77,6 +69,23 @@ pub fn place(
         }
     }
     Ok(())
+}
+
+/// Where the data of tensors lies, below the model's folder, and the name of one such tensor.
+///
+/// # Errors
+/// None of its own.
+pub fn locations(model: &mut ModelProto) -> Result<(BTreeSet<PathBuf>, String)> {
+    let mut locations = BTreeSet::new();
+    let mut example = String::new();
+    visit(model, &mut |tensor| {
+        if is_external(tensor) {
+            example = tensor.name().to_owned();
+            locations.insert(lexical(tensor));
+        }
+        Ok(())
+    })?;
+    Ok((locations, example))
 }
 
 fn would_replace(out: &Path, data: &Path) -> String {

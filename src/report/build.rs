@@ -4,6 +4,8 @@
 //! saved in the model that is written, not what the rewrite meant to save.
 
 use super::{Amount, Decision, Hoisted, KeptAlive, Layer, Reader, Report, Saved, Totals};
+#[cfg(test)]
+use crate::measure::fidelity::Fidelity;
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -69,17 +71,13 @@ pub fn report(model: &str, sizes: &BTreeMap<Arc<str>, i64>, sides: &Sides<'_>) -
             .iter()
             .map(|s| saved(sides, &halves, s))
             .collect(),
+        presets: Vec::new(),
+        sweep: Vec::new(),
+        batch: None,
     })
 }
 
 fn totals(sides: &Sides<'_>, layers: &[Layer]) -> Result<Totals> {
-    let sum = |analyses: &Analyses| {
-        let bytes = analyses
-            .saved
-            .iter()
-            .map(|s| Amount::from(analyses.shapes.bytes(s.buffer)));
-        bytes.fold(Amount::from(0), |sum, bytes| &sum + &bytes)
-    };
     let rewritten = layers
         .iter()
         .filter(|l| l.decision == Decision::Rewritten)
@@ -87,8 +85,8 @@ fn totals(sides: &Sides<'_>, layers: &[Layer]) -> Result<Totals> {
     let peak_bytes_before = peak(sides.before, true)?;
     let (weight_grad_flops_before, weight_grad_flops_after) = flops(sides.decisions);
     Ok(Totals {
-        saved_bytes_before: sum(sides.before.1),
-        saved_bytes_after: sum(sides.after.1),
+        saved_bytes_before: saved_bytes(sides.before.1),
+        saved_bytes_after: saved_bytes(sides.after.1),
         // A model that is not rewritten is not reordered either.
         peak_bytes_after: match rewritten == 0 && sides.hoists.is_empty() {
             true => peak_bytes_before.clone(),
@@ -99,7 +97,15 @@ fn totals(sides: &Sides<'_>, layers: &[Layer]) -> Result<Totals> {
         weight_grad_flops_after,
         sites: layers.len(),
         sites_rewritten: rewritten,
+        fidelity: None,
     })
+}
+
+/// The bytes of everything that is saved for backward.
+pub fn saved_bytes(analyses: &Analyses) -> Amount {
+    let saved = analyses.saved.iter();
+    let bytes = saved.map(|s| Amount::from(analyses.shapes.bytes(s.buffer)));
+    bytes.fold(Amount::from(0), |sum, bytes| &sum + &bytes)
 }
 
 /// The highest of the live bytes: over the order of the file, or over the best order found, so that
@@ -242,6 +248,7 @@ fn layer(
                 why: keeper.why.clone(),
             })
             .collect(),
+        fidelity: None,
     }
 }
 
@@ -378,6 +385,7 @@ pub fn example() -> Report {
         saved_bytes_after: amount("64*batch"),
         freed_bytes: amount("192*batch"),
         kept_alive_by: vec![],
+        fidelity: None,
     };
     let kept = Layer {
         decision: Decision::Skipped,
@@ -421,6 +429,7 @@ pub fn example() -> Report {
             weight_grad_flops_after: amount("1280*batch"),
             sites: 2,
             sites_rewritten: 1,
+            fidelity: None,
         },
         layers: vec![layer("a.weight", "gelu"), kept],
         hoisted: vec![],
@@ -435,5 +444,42 @@ pub fn example() -> Report {
                 false,
             ),
         ],
+        presets: vec![],
+        sweep: vec![],
+        batch: None,
     }
+}
+
+/// The same with what `inspect` can be asked besides.
+#[cfg(test)]
+pub fn measured() -> Report {
+    let amount = |text: &str| Amount::from(Dim::parse(text));
+    let fidelity = |cosine, norm_ratio| Fidelity {
+        cosine: Some(cosine),
+        norm_ratio: Some(norm_ratio),
+    };
+    let mut report = example();
+    report.layers[0].fidelity = Some(fidelity(0.75, 0.5));
+    report.layers[1].fidelity = Some(Fidelity::default());
+    report.totals.fidelity = Some(fidelity(0.875, 0.75));
+    report.batch = Some(("data.npz".to_owned(), 32));
+    let preset = |preset, sites_rewritten, after: &str, freed: &str| super::Preset {
+        preset,
+        sites_rewritten,
+        saved_bytes_after: amount(after),
+        freed_bytes: amount(freed),
+    };
+    report.presets = vec![
+        preset("freeable", 1, "320*batch", "192*batch"),
+        preset("all", 2, "384*batch", "128*batch"),
+    ];
+    let trial = |groups, after: &str, cosine| super::Trial {
+        groups,
+        sites_rewritten: 1,
+        saved_bytes_after: amount(after),
+        fidelity: Some(fidelity(cosine, cosine)),
+        layers: vec![],
+    };
+    report.sweep = vec![trial(4, "272*batch", 0.5), trial(16, "320*batch", 0.875)];
+    report
 }

@@ -1,8 +1,8 @@
 //! One HTML file without scripts or references: it can be mailed, and opens offline.
 
 use super::table::name_op;
-use super::units::{UNKNOWN, Unit, percent, shape};
-use super::{Decision, Layer, Report, Saved, View};
+use super::units::{UNKNOWN, Unit, number, percent, shape};
+use super::{Amount, Decision, Layer, Report, Saved, Style, View};
 use std::fmt::Write;
 
 const STYLE: &str = "\
@@ -24,6 +24,9 @@ code { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: any
 .free .bar span { background: var(--free); }
 .free .word { color: var(--free); } .kept .word { color: var(--kept); }
 .note { color: var(--dim); }
+svg { display: block; max-width: 40rem; } svg line { stroke: var(--line); }
+svg polyline { fill: none; stroke: var(--free); stroke-width: 2; } svg circle { fill: var(--free); }
+svg text { fill: var(--dim); font-size: 12px; text-anchor: middle; } svg .left { text-anchor: end; }
 ";
 
 /// The report as a page; the same report gives the same bytes.
@@ -39,6 +42,8 @@ pub fn html(report: &Report, view: View) -> String {
     page.element("h1", "", &title);
     page.element("p", "note", &facts(report));
     totals(&mut page, report, view);
+    presets(&mut page, report);
+    sweep(&mut page, report);
     saved(&mut page, report);
     layers(&mut page, report, view);
     hoisted(&mut page, report, view);
@@ -126,24 +131,165 @@ fn saved_row(page: &mut Page, tensor: &Saved, biggest: i64) {
     page.raw("</tr>\n");
 }
 
+fn presets(page: &mut Page, report: &Report) {
+    if report.presets.is_empty() {
+        return;
+    }
+    page.element("h2", "", "Presets");
+    page.head(&[
+        ("--select", ""),
+        ("rewritten", "n"),
+        ("saved then", "n"),
+        ("freed", "n"),
+    ]);
+    for preset in &report.presets {
+        page.raw("<tr>");
+        page.element("td", "", preset.preset);
+        page.element("td", "n", &preset.sites_rewritten.to_string());
+        for amount in [&preset.saved_bytes_after, &preset.freed_bytes] {
+            page.element("td", "n", &Unit::Bytes.amount(amount, true));
+        }
+        page.raw("</tr>\n");
+    }
+    page.raw("</table></div>\n");
+}
+
+fn sweep(page: &mut Page, report: &Report) {
+    if report.sweep.is_empty() {
+        return;
+    }
+    page.element("h2", "", "Groups: bytes against fidelity");
+    curve(page, report);
+    page.head(&[
+        ("groups", "n"),
+        ("rewritten", "n"),
+        ("saved then", "n"),
+        ("cosine", "n"),
+        ("norm ratio", "n"),
+    ]);
+    for trial in &report.sweep {
+        page.raw("<tr>");
+        page.element("td", "n", &trial.groups.to_string());
+        page.element("td", "n", &trial.sites_rewritten.to_string());
+        page.element(
+            "td",
+            "n",
+            &Unit::Bytes.amount(&trial.saved_bytes_after, true),
+        );
+        let fidelity = trial.fidelity.unwrap_or_default();
+        for part in [fidelity.cosine, fidelity.norm_ratio] {
+            page.element("td", "n", &number(part, WIDE));
+        }
+        page.raw("</tr>\n");
+    }
+    page.raw("</table></div>\n");
+}
+
+/// The cosine over the saved bytes, a point for each number of groups.
+fn curve(page: &mut Page, report: &Report) {
+    const WIDTH: f64 = 640.0;
+    const HEIGHT: f64 = 240.0;
+    const LEFT: f64 = 40.0;
+    const RIGHT: f64 = 24.0;
+    const TOP: f64 = 16.0;
+    const BOTTOM: f64 = 28.0;
+    let points: Vec<(i64, f64, f64)> = (report.sweep.iter())
+        .filter_map(|trial| {
+            let bytes = trial.saved_bytes_after.nominal()? as f64;
+            Some((trial.groups, bytes, trial.fidelity?.cosine?))
+        })
+        .collect();
+    let most = points.iter().map(|point| point.1).fold(0.0, f64::max);
+    if most == 0.0 {
+        return;
+    }
+    let x = |bytes: f64| LEFT + bytes / most * (WIDTH - LEFT - RIGHT);
+    let y = |cosine: f64| TOP + (1.0 - cosine.clamp(0.0, 1.0)) * (HEIGHT - TOP - BOTTOM);
+    page.raw(&format!(
+        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"cosine over saved bytes\">\n"
+    ));
+    for cosine in [0.0, 0.5, 1.0] {
+        let (y, end) = (y(cosine), WIDTH - RIGHT);
+        page.raw(&format!(
+            "<line x1=\"{LEFT}\" x2=\"{end}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\n\
+             <text x=\"{:.1}\" y=\"{:.1}\" class=\"left\">{cosine}</text>\n",
+            LEFT - 6.0,
+            y + 4.0
+        ));
+    }
+    let joined = points
+        .iter()
+        .map(|&(_, bytes, cosine)| format!("{:.1},{:.1}", x(bytes), y(cosine)));
+    let joined = joined.collect::<Vec<_>>().join(" ");
+    page.raw(&format!("<polyline points=\"{joined}\"/>\n"));
+    for &(groups, bytes, cosine) in &points {
+        let (x, y) = (x(bytes), y(cosine));
+        page.raw(&format!(
+            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>\n\
+             <text x=\"{x:.1}\" y=\"{:.1}\">{groups}</text>\n",
+            y - 7.0
+        ));
+    }
+    let bottom = HEIGHT - 8.0;
+    page.raw(&format!("<text x=\"{LEFT}\" y=\"{bottom}\">0</text>\n"));
+    page.raw(&format!(
+        "<text x=\"{:.1}\" y=\"{bottom}\" class=\"left\">",
+        WIDTH - RIGHT
+    ));
+    page.text(&Unit::Bytes.amount(&Amount::from(most as i64), true));
+    page.raw("</text>\n</svg>\n");
+    let open = if report.has_open_sizes() {
+        format!(" with every open dimension at {}", super::amount::NOMINAL)
+    } else {
+        String::new()
+    };
+    let note = format!(
+        "The cosine between approximate and exact gradient of all parameters, over the bytes saved for \
+         backward{open}; each point is a number of groups."
+    );
+    page.element("p", "note", &note);
+}
+
+/// Numbers as on a terminal.
+const WIDE: Style = Style {
+    unicode: true,
+    width: None,
+    everything: true,
+};
+
 fn layers(page: &mut Page, report: &Report, view: View) {
     page.element("h2", "", "Layers");
-    page.head(&[
+    if let Some((data, samples)) = &report.batch {
+        let total = report.totals.fidelity.unwrap_or_default();
+        let note = format!(
+            "Cosine and norm ratio of approximate to exact gradients, on {samples} samples of {data}; of all \
+             parameters together {} and {}.",
+            number(total.cosine, WIDE),
+            number(total.norm_ratio, WIDE)
+        );
+        page.element("p", "note", &note);
+    }
+    let measured = report.batch.is_some();
+    let mut columns = vec![
         ("parameter", ""),
         ("kind", ""),
         ("D × O", "n"),
         ("saved tensor", ""),
         ("decision", ""),
         (view.freed(), "n"),
-        ("why", ""),
-    ]);
+    ];
+    if measured {
+        columns.extend([("cosine", "n"), ("norm ratio", "n")]);
+    }
+    columns.push(("why", ""));
+    page.head(&columns);
     for layer in &report.layers {
-        layer_row(page, layer);
+        layer_row(page, layer, measured);
     }
     page.raw("</table></div>\n");
 }
 
-fn layer_row(page: &mut Page, layer: &Layer) {
+fn layer_row(page: &mut Page, layer: &Layer, measured: bool) {
     let class = match layer.decision {
         Decision::Rewritten => "free",
         Decision::Skipped => "kept",
@@ -157,6 +303,12 @@ fn layer_row(page: &mut Page, layer: &Layer) {
     page.code(&layer.activation);
     page.element("td", "word", layer.decision.word());
     page.element("td", "n", &Unit::Bytes.amount(&layer.freed_bytes, true));
+    if measured {
+        let fidelity = layer.fidelity.unwrap_or_default();
+        for part in [fidelity.cosine, fidelity.norm_ratio] {
+            page.element("td", "n", &number(part, WIDE));
+        }
+    }
     page.element("td", "", &layer.message);
     page.raw("</tr>\n");
 }
@@ -240,18 +392,21 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::build::{example, moved};
+    use crate::report::build::{example, measured, moved};
 
     #[test]
     fn the_page_is_self_contained_and_the_same_each_time() {
-        let page = html(&example(), View::Optimized);
-        assert_eq!(page, html(&example(), View::Optimized));
+        let page = html(&measured(), View::Inspected);
+        assert_eq!(page, html(&measured(), View::Inspected));
         for reference in ["http", "<script", "src=", "href=", "url(", "@import"] {
             assert!(!page.contains(reference), "{reference}");
         }
         let count = |tag: &str| page.matches(tag).count();
         assert_eq!(count("<span style=\"width: 100.0%\">"), 2, "{page}");
-        for tag in ["table", "tr", "td", "th", "div", "span", "code"] {
+        assert_eq!((count("<svg "), count("<circle ")), (1, 2), "{page}");
+        for tag in [
+            "table", "tr", "td", "th", "div", "span", "code", "svg", "text",
+        ] {
             let open = count(&format!("<{tag}>")) + count(&format!("<{tag} "));
             assert_eq!(open, count(&format!("</{tag}>")), "{tag}");
         }

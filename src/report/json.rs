@@ -3,9 +3,11 @@
 //! An amount is a number, or null with a `<key>_symbolic` string behind it while a dimension is open.
 //! A size in a shape is a number or an expression; a shape of unknown rank is null.
 
-use super::{Amount, Hoisted, Layer, Report, SCHEMA, Saved, Totals};
+use super::{Amount, Hoisted, Layer, Preset, Report, SCHEMA, Saved, Totals, Trial};
+use crate::measure::fidelity::Fidelity;
 use anyhow::{Context, Result};
 use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::json;
 use velora_graph::dim::Dim;
 
 /// The report as JSON, one trailing line end.
@@ -54,6 +56,9 @@ impl Serialize for Report {
             layers,
             hoisted,
             saved: _,
+            presets,
+            sweep,
+            batch,
         } = self;
         let mut map = to.serialize_map(None)?;
         map.serialize_entry("schema", SCHEMA)?;
@@ -65,6 +70,15 @@ impl Serialize for Report {
         map.serialize_entry("layers", layers)?;
         map.serialize_entry("hoisted", hoisted)?;
         map.serialize_entry("saved", &self.biggest_first())?;
+        if !presets.is_empty() {
+            map.serialize_entry("presets", presets)?;
+        }
+        if !sweep.is_empty() {
+            map.serialize_entry("sweep", sweep)?;
+        }
+        if let Some((path, samples)) = batch {
+            map.serialize_entry("data", &json!({ "path": path, "samples": samples }))?;
+        }
         map.end()
     }
 }
@@ -80,6 +94,7 @@ impl Serialize for Totals {
             weight_grad_flops_after,
             sites,
             sites_rewritten,
+            fidelity,
         } = self;
         let mut map = to.serialize_map(None)?;
         amount(&mut map, "saved_bytes_before", saved_bytes_before)?;
@@ -94,6 +109,7 @@ impl Serialize for Totals {
         amount(&mut map, "weight_grad_flops_after", weight_grad_flops_after)?;
         map.serialize_entry("sites", sites)?;
         map.serialize_entry("sites_rewritten", sites_rewritten)?;
+        measured(&mut map, fidelity.as_ref())?;
         map.end()
     }
 }
@@ -118,6 +134,7 @@ impl Serialize for Layer {
             saved_bytes_after,
             freed_bytes,
             kept_alive_by,
+            fidelity,
         } = self;
         let mut map = to.serialize_map(None)?;
         map.serialize_entry("param", param)?;
@@ -136,6 +153,55 @@ impl Serialize for Layer {
         amount(&mut map, "saved_bytes_after", saved_bytes_after)?;
         amount(&mut map, "freed_bytes", freed_bytes)?;
         map.serialize_entry("kept_alive_by", kept_alive_by)?;
+        measured(&mut map, fidelity.as_ref())?;
+        map.end()
+    }
+}
+
+/// A fidelity, where it was measured.
+fn measured<M: SerializeMap>(map: &mut M, fidelity: Option<&Fidelity>) -> Result<(), M::Error> {
+    match fidelity {
+        Some(fidelity) => map.serialize_entry("fidelity", fidelity),
+        None => Ok(()),
+    }
+}
+
+impl Serialize for Preset {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Preset {
+            preset,
+            sites_rewritten,
+            saved_bytes_after,
+            freed_bytes,
+        } = self;
+        let mut map = to.serialize_map(None)?;
+        map.serialize_entry("preset", preset)?;
+        map.serialize_entry("sites_rewritten", sites_rewritten)?;
+        amount(&mut map, "saved_bytes_after", saved_bytes_after)?;
+        amount(&mut map, "freed_bytes", freed_bytes)?;
+        map.end()
+    }
+}
+
+impl Serialize for Trial {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Trial {
+            groups,
+            sites_rewritten,
+            saved_bytes_after,
+            fidelity,
+            layers,
+        } = self;
+        let mut map = to.serialize_map(None)?;
+        map.serialize_entry("groups", groups)?;
+        map.serialize_entry("sites_rewritten", sites_rewritten)?;
+        amount(&mut map, "saved_bytes_after", saved_bytes_after)?;
+        map.serialize_entry("cosine", &fidelity.and_then(|f| f.cosine))?;
+        map.serialize_entry("norm_ratio", &fidelity.and_then(|f| f.norm_ratio))?;
+        let layers = layers.iter().map(|(param, node, Fidelity { cosine, norm_ratio })| {
+            json!({ "param": param, "node": node, "cosine": cosine, "norm_ratio": norm_ratio })
+        });
+        map.serialize_entry("layers", &layers.collect::<Vec<_>>())?;
         map.end()
     }
 }

@@ -9,12 +9,14 @@ mod json;
 pub mod run;
 mod table;
 mod units;
+pub mod verify;
 
 pub use amount::Amount;
 pub use html::html;
 pub use json::json;
 pub use table::{Style, inspected, optimized};
 
+use crate::measure::fidelity::Fidelity;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use units::Unit;
@@ -43,6 +45,40 @@ pub struct Report {
     pub hoisted: Vec<Hoisted>,
     /// One entry for each saved tensor (views counted once). Renderers list the biggest first.
     pub saved: Vec<Saved>,
+    /// What each preset would do, where that was asked.
+    pub presets: Vec<Preset>,
+    /// What other numbers of groups would do, where that was asked.
+    pub sweep: Vec<Trial>,
+    /// The batch that fidelity was measured on: the file, and the samples taken from it.
+    pub batch: Option<(String, usize)>,
+}
+
+/// What a preset would do.
+#[derive(Clone, Debug)]
+pub struct Preset {
+    /// Its name on the command line.
+    pub preset: &'static str,
+    /// How many sites it rewrites.
+    pub sites_rewritten: usize,
+    /// Bytes of all saved tensors then.
+    pub saved_bytes_after: Amount,
+    /// What that is less than now; negative where compressed forms lie beside what they stand for.
+    pub freed_bytes: Amount,
+}
+
+/// What a number of groups would do, with the preset `freeable`.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// G.
+    pub groups: i64,
+    /// How many sites are rewritten.
+    pub sites_rewritten: usize,
+    /// Bytes of all saved tensors then.
+    pub saved_bytes_after: Amount,
+    /// Of all trained parameters together, where there was data.
+    pub fidelity: Option<Fidelity>,
+    /// Parameter, contraction and fidelity of every layer that can be rewritten.
+    pub layers: Vec<(String, String, Fidelity)>,
 }
 
 /// Sums over the graph. Bytes of a tensor that several layers share count once.
@@ -64,6 +100,8 @@ pub struct Totals {
     pub sites: usize,
     /// How many of them were (or, for `inspect`, would be) rewritten.
     pub sites_rewritten: usize,
+    /// How near the gradient of all parameters together is to the exact one, where it was measured.
+    pub fidelity: Option<Fidelity>,
 }
 
 /// Whether a layer was rewritten.
@@ -122,6 +160,8 @@ pub struct Layer {
     pub freed_bytes: Amount,
     /// The readers that keep `activation` alive.
     pub kept_alive_by: Vec<KeptAlive>,
+    /// How near the rewritten gradient is to the exact one, where it was measured.
+    pub fidelity: Option<Fidelity>,
 }
 
 /// A reader that keeps a tensor alive.

@@ -1,7 +1,8 @@
 //! Tables for people: with lines and fitted to the width on a terminal, plain ASCII columns when piped.
 
-use super::units::{UNKNOWN, Unit, percent, shape};
+use super::units::{UNKNOWN, Unit, number, percent, shape};
 use super::{Amount, Decision, Layer, Report, Totals, View};
+use crate::measure::fidelity::Fidelity;
 use std::io::IsTerminal;
 
 /// How tables are drawn.
@@ -36,7 +37,7 @@ impl Style {
         if self.unicode { "×" } else { "x" }
     }
 
-    fn dash(self) -> &'static str {
+    pub(super) fn dash(self) -> &'static str {
         if self.unicode { "–" } else { "-" }
     }
 }
@@ -68,7 +69,77 @@ pub fn inspected(report: &Report, style: Style) -> String {
         "{} of {} weight gradients could be rewritten\n",
         report.totals.sites_rewritten, report.totals.sites
     );
+    if let (Some(Fidelity { cosine, norm_ratio }), Some((data, samples))) =
+        (report.totals.fidelity, &report.batch)
+    {
+        text += &format!(
+            "gradient of all parameters together, on {samples} samples of {}: cosine {}, norm ratio {}\n",
+            clean(data),
+            number(cosine, style),
+            number(norm_ratio, style)
+        );
+    }
+    text += &presets(report, style);
+    text += &sweep(report, style);
     text
+}
+
+/// What each preset would do.
+fn presets(report: &Report, style: Style) -> String {
+    if report.presets.is_empty() {
+        return String::new();
+    }
+    let mut grid = Grid::new([
+        ("preset", Column::Word),
+        ("rewritten", Column::Number),
+        ("saved then", Column::Number),
+        ("freed", Column::Number),
+    ]);
+    for preset in &report.presets {
+        grid.row([
+            preset.preset.to_owned(),
+            preset.sites_rewritten.to_string(),
+            Unit::Bytes.amount(&preset.saved_bytes_after, style.unicode),
+            Unit::Bytes.amount(&preset.freed_bytes, style.unicode),
+        ]);
+    }
+    format!("\n{}", grid.draw(style))
+}
+
+/// Cells of the longest bar.
+const BAR: usize = 24;
+
+/// What other numbers of groups would do: bytes against fidelity.
+fn sweep(report: &Report, style: Style) -> String {
+    if report.sweep.is_empty() {
+        return String::new();
+    }
+    let mut grid = Grid::new([
+        ("groups", Column::Number),
+        ("rewritten", Column::Number),
+        ("saved then", Column::Number),
+        ("", Column::Number),
+        ("norm ratio", Column::Number),
+        ("cosine", Column::Number),
+        ("0 to 1", Column::Word),
+    ]);
+    for trial in &report.sweep {
+        let share = (trial.saved_bytes_after).ratio(&report.totals.saved_bytes_before);
+        let fidelity = |x: Option<Option<f64>>| x.map_or(String::new(), |x| number(x, style));
+        let measured = trial.fidelity;
+        let cosine = measured.and_then(|f| f.cosine).unwrap_or(0.0);
+        let length = (cosine.clamp(0.0, 1.0) * BAR as f64).round() as usize;
+        grid.row([
+            trial.groups.to_string(),
+            trial.sites_rewritten.to_string(),
+            Unit::Bytes.amount(&trial.saved_bytes_after, style.unicode),
+            share.map_or(String::new(), percent),
+            fidelity(measured.map(|f| f.norm_ratio)),
+            fidelity(measured.map(|f| f.cosine)),
+            if style.unicode { "█" } else { "#" }.repeat(length),
+        ]);
+    }
+    format!("\n{}", grid.draw(style))
 }
 
 fn saved(report: &Report, style: Style) -> String {
@@ -133,6 +204,8 @@ fn layers(report: &Report, style: Style, view: View) -> String {
         ("saved tensor", Column::Name),
         ("decision", Column::Word),
         (view.freed(), Column::Number),
+        ("cosine", Column::Number),
+        ("norm ratio", Column::Number),
         ("kept alive by", Column::Name),
     ]);
     for layer in &report.layers {
@@ -153,6 +226,8 @@ fn layers(report: &Report, style: Style, view: View) -> String {
                 Some(0) if layer.decision != Decision::Rewritten => style.dash().to_owned(),
                 _ => Unit::Bytes.amount(&layer.freed_bytes, style.unicode),
             },
+            (layer.fidelity).map_or(String::new(), |f| number(f.cosine, style)),
+            (layer.fidelity).map_or(String::new(), |f| number(f.norm_ratio, style)),
             list(keepers, style),
         ]);
     }
@@ -242,13 +317,13 @@ fn list(items: impl ExactSizeIterator<Item = String>, style: Style) -> String {
 }
 
 /// A name with a line end or an escape sequence in it must not draw on the terminal.
-fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     text.replace(char::is_control, "?")
 }
 
 /// What a column holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Column {
+pub(super) enum Column {
     /// Words of this tool, never cut.
     Word,
     /// Names of the model.
@@ -270,25 +345,25 @@ impl Column {
 }
 
 /// Cells in columns.
-struct Grid<'a, const N: usize> {
+pub(super) struct Grid<'a, const N: usize> {
     columns: [(&'a str, Column); N],
     rows: Vec<[String; N]>,
 }
 
 impl<'a, const N: usize> Grid<'a, N> {
-    fn new(columns: [(&'a str, Column); N]) -> Self {
+    pub(super) fn new(columns: [(&'a str, Column); N]) -> Self {
         Grid {
             columns,
             rows: Vec::new(),
         }
     }
 
-    fn row(&mut self, cells: [String; N]) {
+    pub(super) fn row(&mut self, cells: [String; N]) {
         self.rows.push(cells.map(|cell| clean(&cell)));
     }
 
     /// The grid as lines of text, without columns that say nothing.
-    fn draw(&self, style: Style) -> String {
+    pub(super) fn draw(&self, style: Style) -> String {
         let says = |column: &usize| self.rows.iter().any(|row| !row[*column].is_empty());
         let shown: Vec<usize> = (0..N).filter(says).collect();
         let titles = self.columns.map(|(title, _)| title);
@@ -372,7 +447,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::build::{example, moved};
+    use crate::report::build::{example, measured, moved};
 
     const PLAIN: Style = Style {
         unicode: false,
@@ -421,6 +496,35 @@ mask (LessOrEqual)       relu   256*batch B  mask   128*batch + 4 B
         assert!(
             text.ends_with("none of 2 weight gradients rewritten\n"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn fidelity_presets_and_groups_stand_beside_the_bytes() {
+        let text = inspected(&measured(), PLAIN);
+        let (_, text) = text.split_once("\n\n").unwrap_or_default();
+        assert_eq!(
+            text,
+            "\
+parameter  kind     D x O  saved tensor  decision             could free  cosine  norm ratio  kept alive by
+a.weight   linear  64 x 8  gelu          rewritable, 16 x 4  192*batch B  0.7500      0.5000
+b.weight   linear  64 x 8  relu          no: kept-alive                -       -           -  relu_grad (Mul)
+kept-alive: kept alive by relu_grad (Mul)
+
+total                                   now     if rewritten
+saved for backward              512*batch B      320*batch B  62.5%
+weight-gradient operations  2048*batch FLOP  1280*batch FLOP  62.5%
+1 of 2 weight gradients could be rewritten
+gradient of all parameters together, on 32 samples of data.npz: cosine 0.8750, norm ratio 0.7500
+
+preset    rewritten   saved then        freed
+freeable          1  320*batch B  192*batch B
+all               2  384*batch B  128*batch B
+
+groups  rewritten   saved then         norm ratio  cosine  0 to 1
+     4          1  272*batch B  53.1%      0.5000  0.5000  ############
+    16          1  320*batch B  62.5%      0.8750  0.8750  #####################
+"
         );
     }
 

@@ -1,6 +1,6 @@
 //! Amounts, shapes and shares as people read them.
 
-use super::Amount;
+use super::{Amount, Style};
 use velora_graph::dim::Dim;
 
 /// Shown for what is not known.
@@ -69,6 +69,11 @@ pub fn shape(shape: Option<&[Dim]>, unicode: bool) -> String {
     };
     let dims = shape.iter().map(|dim| products(&dim.to_string(), unicode));
     format!("[{}]", dims.collect::<Vec<_>>().join(", "))
+}
+
+/// A cosine or a ratio with four digits, or a dash where there is none.
+pub fn number(x: Option<f64>, style: Style) -> String {
+    x.map_or(style.dash().to_owned(), |x| format!("{x:.4}"))
 }
 
 /// `12.5%` of a whole.

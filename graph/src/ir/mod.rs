@@ -335,4 +335,15 @@ impl Graph {
             _ => None,
         }
     }
+
+    /// What a pin hands on, or the value itself: pins order nodes for other runtimes and change no value.
+    pub fn unpinned(&self, mut value: ValueId) -> ValueId {
+        while let Some(gate) = self.producer(value).map(|id| self.node(id))
+            && (gate.velora_op(), gate.op()) == (Some("Pin"), "Reshape")
+            && let Some(&Some(source)) = gate.inputs.first()
+        {
+            value = source;
+        }
+        value
+    }
 }

@@ -226,6 +226,10 @@ impl Emit<'_> {
         if settings.storage != Storage::Activation {
             entries.push(metadata("storage", settings.storage.name()));
         }
+        // Layers that share a tensor may scale their gradients differently.
+        if what == "parameter" && settings.scale != 1.0 {
+            entries.push(metadata("scale", &settings.scale.to_string()));
+        }
         entries.push(version());
         entries
     }

@@ -52,6 +52,40 @@ pub fn function(
     Ok(function)
 }
 
+/// Whether a function of a file is what [`function`] writes for one of the operators, with the bodies of
+/// whichever variants.
+///
+/// # Errors
+/// Only where a body's text is broken, which a test excludes.
+pub fn is_ours(found: &FunctionProto, opset: i64) -> Result<bool, ParseError> {
+    let Some(op) = Op::ALL.into_iter().find(|op| op.name() == found.name()) else {
+        return Ok(false);
+    };
+    // All bodies of a function are for any floats, or none is.
+    for any_float in [false, true] {
+        let all: BTreeSet<Variant> = (0..16)
+            .map(|bits| {
+                op.relevant(Variant {
+                    padded: bits & 1 != 0,
+                    transposed: bits & 2 != 0,
+                    several: bits & 4 != 0,
+                    channels: bits & 8 != 0,
+                    any_float,
+                })
+            })
+            .collect();
+        for chosen in 1..1u32 << all.len() {
+            let variants = all.iter().enumerate();
+            let variants = variants.filter(|(number, _)| chosen & 1 << number != 0);
+            let variants: BTreeSet<Variant> = variants.map(|(_, &variant)| variant).collect();
+            if function(op, &variants, opset)? == *found {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// What variants differ in, and how a body tells which of them a call is.
 #[derive(Clone, Copy)]
 enum Choice {

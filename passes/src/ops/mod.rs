@@ -27,7 +27,7 @@ mod expand;
 mod function;
 
 pub use expand::expand;
-pub use function::function;
+pub use function::{function, is_ours};
 
 /// The operators' domain.
 pub const DOMAIN: &str = "ai.velora";
@@ -78,6 +78,19 @@ pub struct Variant {
 }
 
 impl Op {
+    /// All of them.
+    pub const ALL: [Op; 9] = [
+        Op::Compress,
+        Op::MeanDirection,
+        Op::MeanDirections,
+        Op::RunningDirection,
+        Op::Quantize,
+        Op::Dequantize,
+        Op::Reconstruct,
+        Op::FactoredWeightGrad,
+        Op::FactoredScaleGrad,
+    ];
+
     /// The operator's name.
     pub fn name(self) -> &'static str {
         match self {

@@ -75,6 +75,14 @@ pub enum Storage {
 }
 
 impl Storage {
+    /// All of them.
+    pub const ALL: [Storage; 4] = [
+        Storage::Activation,
+        Storage::Float16,
+        Storage::BFloat16,
+        Storage::Int8,
+    ];
+
     /// The name on the command line, in plans and in metadata.
     pub fn name(self) -> &'static str {
         match self {

@@ -9,6 +9,7 @@ mod formula;
 mod hoist;
 mod memory;
 mod orders;
+mod proof;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};

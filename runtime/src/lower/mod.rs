@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 use thiserror::Error;
 use velora_graph::analysis::partition::{Half, Partition};
-use velora_graph::ir::{Graph, GraphError, Model, Node, NodeId, Origin, ValueId};
+use velora_graph::ir::{GraphError, Model, Node, NodeId, Origin, ValueId};
 use velora_graph::onnx::schema::TensorProto;
 use velora_graph::shapes::{Context, DataType, ShapeErrors, Shapes, infer};
 
@@ -146,17 +146,6 @@ pub fn lower(model: &Model, request: &Request<'_>) -> Result<Program, LowerError
     Ok(program)
 }
 
-/// What a pin hands on, or the value itself: pins order nodes for other runtimes.
-pub(crate) fn unpinned(graph: &Graph, mut value: ValueId) -> ValueId {
-    while let Some(gate) = graph.producer(value).map(|id| graph.node(id))
-        && (gate.velora_op(), gate.op()) == (Some("Pin"), "Reshape")
-        && let Some(&Some(source)) = gate.inputs.first()
-    {
-        value = source;
-    }
-    value
-}
-
 /// A program in the making.
 pub struct Lowering<'a> {
     model: &'a Model,
@@ -233,7 +222,7 @@ impl<'a> Lowering<'a> {
 
     /// The tensor of a value of the graph.
     fn tensor(&mut self, value: ValueId) -> Result<TensorId, Refusal> {
-        let value = unpinned(&self.model.graph, value);
+        let value = self.model.graph.unpinned(value);
         if let Some(id) = self.known[value.index()] {
             return Ok(id);
         }
@@ -294,7 +283,7 @@ impl<'a> Lowering<'a> {
         let graph = &self.model.graph;
         let value = node.inputs.get(slot).copied().flatten()?;
         graph
-            .producer(unpinned(graph, value))
+            .producer(graph.unpinned(value))
             .map(|id| graph.node(id))
     }
 
@@ -315,7 +304,7 @@ impl<'a> Lowering<'a> {
         // Exporters transpose a weight for the forward product, and that again for the backward one.
         let mut transposes = Vec::new();
         loop {
-            value = unpinned(graph, value);
+            value = graph.unpinned(value);
             let producer = graph.producer(value).map(|id| graph.node(id));
             match producer.map(|node| (node, node.domain(), node.op(), node.inputs.first())) {
                 Some((node, "", "Transpose", Some(&Some(source)))) => {

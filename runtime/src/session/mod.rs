@@ -6,6 +6,7 @@ pub mod directions;
 pub mod evaluation;
 pub mod gradient;
 pub mod init;
+pub mod inputs;
 pub mod nonfinite;
 pub mod optimizer;
 pub mod prepare;

@@ -4,7 +4,7 @@ use super::bind::{BindError, Bound, bind, samples};
 use super::directions::Unfilled;
 use super::init::{InitError, Scheme, distribution, draw};
 use super::prepare::{Common, Ports, PrepareError, Purpose, plan};
-use super::trainer::{Kept, Session, Settings, kept};
+use super::trainer::{Session, Settings, kept};
 use crate::backend::{Backend, Fault};
 use crate::data::batches::{self, Batches, Input, Last};
 use crate::data::{DataError, Dataset};
@@ -205,7 +205,13 @@ pub fn start<'b>(
         last: options.last,
         shuffle: options.shuffle.then_some(settings.seed),
     };
-    let batches = batches_of(options.data, &plans.plans[0], &bound, &names, order)?;
+    let batches = batches_of(
+        options.data,
+        &types_of(&plans.plans[0]),
+        &bound,
+        &names,
+        order,
+    )?;
     let rest = total % bound.size;
     if options.last == Last::Keep && rest > 0 {
         plans.add(
@@ -258,11 +264,26 @@ pub fn start<'b>(
             last,
             shuffle: None,
         };
-        evaluation = Some(batches_of(data, plan, &whole, &names, order)?);
+        evaluation = Some(batches_of(data, &types_of(plan), &whole, &names, order)?);
     }
     let Plans { plans, ports } = plans;
     let kept = kept(&plans[0], &names, &bound);
-    let values = values(model, &kept, &options, settings.seed, &mut notes)?;
+    let wanted: Vec<Wanted<'_>> = (kept.iter())
+        .map(|kept| Wanted {
+            name: &kept.name,
+            ty: &kept.operand.ty,
+            trained: kept.trained,
+            is_state: kept.is_state,
+        })
+        .collect();
+    let sources = Sources {
+        data: options.data,
+        parameters: options.parameters,
+        init: options.init,
+        seed: settings.seed,
+        folder: options.folder,
+    };
+    let values = values(model, &wanted, &sources, &mut notes)?;
     let labels = labels(&ports[0], &bound, &names);
     let is_text = (ports[0].batch.iter().flatten())
         .any(|operand| !operand.ty.data_type.is_float() && operand.ty.shape.len() > 1);
@@ -310,10 +331,18 @@ impl Plans {
     }
 }
 
-/// Batches for the inputs that get data.
-fn batches_of(
+/// The types of a plan's inputs.
+fn types_of(plan: &Plan) -> Vec<Option<TensorType>> {
+    let inputs = plan.inputs.iter();
+    inputs
+        .map(|input| Some(input.as_ref()?.ty.clone()))
+        .collect()
+}
+
+/// Batches for the inputs that get data; `read` has the types of those that are read.
+pub(super) fn batches_of(
     data: &Dataset,
-    plan: &Plan,
+    read: &[Option<TensorType>],
     bound: &Bound,
     names: &[String],
     order: batches::Settings,
@@ -321,8 +350,8 @@ fn batches_of(
     let mut types: Vec<(&str, TensorType)> = Vec::new();
     for &position in &bound.batch {
         let name = names[position].as_str();
-        let ty = match plan.inputs.get(position).and_then(Option::as_ref) {
-            Some(operand) => operand.ty.clone(),
+        let ty = match read.get(position).and_then(Option::as_ref) {
+            Some(ty) => ty.clone(),
             // Nothing reads it: whatever the data is will do.
             None => match data.arrays.get(name) {
                 Some(array) => {
@@ -348,23 +377,41 @@ fn batches_of(
     Batches::new(data, &inputs, order)
 }
 
-/// The first value of every kept tensor.
-fn values(
+/// An input that stays from step to step.
+pub(super) struct Wanted<'a> {
+    pub name: &'a str,
+    pub ty: &'a TensorType,
+    /// Whether it is trained.
+    pub trained: bool,
+    /// Whether it is state of an optimiser inside the graph, which starts with zeros.
+    pub is_state: bool,
+}
+
+/// Where values come from.
+pub(super) struct Sources<'a> {
+    pub data: &'a Dataset,
+    pub parameters: Option<&'a Dataset>,
+    pub init: Option<Scheme>,
+    pub seed: u64,
+    pub folder: Option<&'a Path>,
+}
+
+/// The first value of every input that stays.
+pub(super) fn values(
     model: &Model,
-    kept: &[Kept],
-    options: &Options<'_>,
-    seed: u64,
+    wanted: &[Wanted<'_>],
+    sources: &Sources<'_>,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Tensor>, StartError> {
     let graph = &model.graph;
-    if let Some(given) = options.parameters {
-        check_names(kept, given, notes)?;
+    if let Some(given) = sources.parameters {
+        check_names(wanted, given, notes)?;
     }
     let mut missing = Vec::new();
     let mut values = Vec::new();
-    for kept in kept {
-        let ty = &kept.operand.ty;
-        let (source_name, value) = match given(model, kept, options)? {
+    for kept in wanted {
+        let ty = kept.ty;
+        let (source_name, value) = match given(model, kept.name, sources)? {
             Some(found) => found,
             None if kept.is_state => {
                 let bytes = vec![0; ty.bytes()].into();
@@ -379,18 +426,19 @@ fn values(
             None => {
                 // Numbers of classes or tokens are no parameters: it is data that is missing.
                 if !kept.trained && !ty.data_type.is_float() {
-                    return Err(no_array(&kept.name, ty.to_string(), options.data).into());
+                    return Err(no_array(kept.name, ty.to_string(), sources.data).into());
                 }
                 let value = graph
                     .inputs()
                     .iter()
                     .find(|&&v| graph.value(v).name == kept.name);
-                match (options.init, value) {
+                match (sources.init, value) {
                     (Some(scheme), Some(&value)) => {
                         let from = distribution(scheme, graph, value, &ty.shape);
-                        values.push(draw(from, seed, &kept.name, ty.data_type, &ty.shape)?);
+                        let seed = sources.seed;
+                        values.push(draw(from, seed, kept.name, ty.data_type, &ty.shape)?);
                     }
-                    _ => missing.push(kept.name.clone()),
+                    _ => missing.push(kept.name.to_owned()),
                 }
                 continue;
             }
@@ -399,7 +447,7 @@ fn values(
         if found != *ty {
             return Err(StartError::Value {
                 source_name,
-                name: kept.name.clone(),
+                name: kept.name.to_owned(),
                 expected: ty.to_string(),
                 found: found.to_string(),
             });
@@ -415,34 +463,38 @@ fn values(
 /// A parameter's value, and where it is from: the user's file, or the model's default.
 fn given(
     model: &Model,
-    kept: &Kept,
-    options: &Options<'_>,
+    name: &str,
+    sources: &Sources<'_>,
 ) -> Result<Option<(String, Tensor)>, StartError> {
-    if let Some(data) = options.parameters
-        && let Some(tensor) = data.arrays.get(&kept.name)
+    if let Some(data) = sources.parameters
+        && let Some(tensor) = data.arrays.get(name)
     {
         return Ok(Some((data.file.display().to_string(), tensor.clone())));
     }
-    let Some(tensor) = constants::default(&model.graph, &kept.name, options.folder) else {
+    let Some(tensor) = constants::default(&model.graph, name, sources.folder) else {
         return Ok(None);
     };
     let tensor = tensor.map_err(|problem| StartError::Default {
-        name: kept.name.clone(),
+        name: name.to_owned(),
         problem: problem.to_string(),
     })?;
     Ok(Some(("the model's default".to_owned(), tensor)))
 }
 
 /// Whether a file of parameters is one for this graph.
-fn check_names(kept: &[Kept], given: &Dataset, notes: &mut Vec<String>) -> Result<(), StartError> {
-    let known = |name: &String| kept.iter().any(|kept| kept.name == *name);
+fn check_names(
+    wanted: &[Wanted<'_>],
+    given: &Dataset,
+    notes: &mut Vec<String>,
+) -> Result<(), StartError> {
+    let known = |name: &String| wanted.iter().any(|wanted| wanted.name == name);
     let arrays: Vec<String> = given.arrays.keys().cloned().collect();
     let unknown: Vec<String> = arrays.iter().filter(|name| !known(name)).cloned().collect();
     if unknown.len() == arrays.len() {
         return Err(StartError::NoParameter {
             file: given.file.clone(),
             arrays,
-            parameters: kept.iter().map(|kept| kept.name.clone()).collect(),
+            parameters: wanted.iter().map(|wanted| wanted.name.to_owned()).collect(),
         });
     }
     if !unknown.is_empty() {

@@ -154,6 +154,21 @@ pub struct Unfit {
 }
 
 impl Site {
+    /// The value that the contraction makes: dW, or the sum that is the gradient of a scale.
+    pub fn result(&self, graph: &Graph) -> Option<ValueId> {
+        let (node, place) = match (&self.form, self.kind) {
+            (Form::Weight(WeightGrad { result, .. }), _)
+            | (Form::Scale(ScaleGrad { result, .. }), _) => (*result, 0),
+            // `ConvGrad`, `LSTMGrad` and `GRUGrad` make dX first, dW second; a `Conv` makes dW alone.
+            (Form::Reconstructed, Kind::Conv | Kind::Recurrent) => {
+                let several = graph.node(self.product).outputs.len() > 1;
+                (self.product, usize::from(several))
+            }
+            (Form::Reconstructed, _) => (self.product, 0),
+        };
+        graph.node(node).outputs.get(place).copied().flatten()
+    }
+
     /// The same contraction, that cannot be rewritten.
     fn unfit(&self, why: &'static str) -> Unfit {
         Unfit {

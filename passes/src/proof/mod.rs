@@ -1,0 +1,394 @@
+//! That a rewritten graph is the original but for its weight gradients, shown from the two graphs alone.
+//!
+//! The claim: every node of the original that stands is the same message and reads the same values, seen
+//! through pins; the only nodes gone are those that made a weight gradient and those that led to nothing
+//! else; every new node is marked as the tool's and feeds nothing but the new weight gradients. Hence
+//! every value that no rewritten gradient feeds is computed by the same operations from the same inputs.
+//!
+//! It is an analysis of its own: it looks at what the passes wrote, not at what they meant to write, and
+//! takes from the rewrite only the sites of the original and the bodies of the operators.
+
+mod compare;
+mod gradients;
+mod masks;
+mod pins;
+mod surroundings;
+
+pub use gradients::{Factors, Form, Gradient};
+
+use crate::pipeline::shapes;
+use std::collections::HashMap;
+use std::path::Path;
+use velora_graph::analysis::buffers::Buffers;
+use velora_graph::analysis::hoist::MASKED;
+use velora_graph::analysis::sites::{self, Site};
+use velora_graph::analysis::{Analyses, Settings};
+use velora_graph::ir::{Graph, Model, Node, NodeId, ValueId};
+use velora_graph::shapes::{ShapeErrors, Shapes};
+
+/// One of the two graphs.
+#[derive(Clone, Copy, Debug)]
+pub struct Side<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// The folder of its external data.
+    pub folder: Option<&'a Path>,
+}
+
+impl<'a> Side<'a> {
+    fn graph(&self) -> &'a Graph {
+        &self.model.graph
+    }
+}
+
+/// Something that a rewrite may not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The node's label; empty where no node is at fault.
+    pub node: String,
+    /// The node's operator, with its domain; empty with the node.
+    pub op: String,
+    /// The tensor, where one is at fault.
+    pub tensor: String,
+    /// What is wrong with it, as a clause that follows their names.
+    pub problem: String,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.node.as_str(), self.tensor.as_str()) {
+            ("", "") => write!(f, "the file {}", self.problem),
+            ("", tensor) => write!(f, "tensor '{tensor}' {}", self.problem),
+            (node, "") => write!(f, "node '{node}' ({}) {}", self.op, self.problem),
+            (node, tensor) => write!(
+                f,
+                "node '{node}' ({}), tensor '{tensor}': {}",
+                self.op, self.problem
+            ),
+        }
+    }
+}
+
+/// What the comparison of two graphs found.
+#[derive(Clone, Debug, Default)]
+pub struct Proof {
+    /// Nodes of the original that stand in the rewritten graph.
+    pub same: usize,
+    /// Of those, how many a pass marked because it moved them.
+    pub moved: usize,
+    /// Nodes of the original that are gone.
+    pub removed: usize,
+    /// New nodes, without those of pins.
+    pub added: usize,
+    /// Nodes of pins.
+    pub pins: usize,
+    /// The weight gradients that are made otherwise.
+    pub gradients: Vec<Gradient>,
+    /// What speaks against the claim; it holds where there is nothing.
+    pub differences: Vec<Difference>,
+}
+
+/// Compares a rewritten graph with its original.
+///
+/// `analyses` are the original's, made with `settings`.
+pub fn prove(
+    original: Side<'_>,
+    analyses: &Analyses,
+    rewritten: Side<'_>,
+    settings: &Settings,
+) -> Proof {
+    let (old, new) = (original.graph(), rewritten.graph());
+    let mut makers = HashMap::new();
+    for &id in new.order() {
+        for &value in new.node(id).outputs.iter().flatten() {
+            makers.insert(new.value(value).name.as_str(), id);
+        }
+    }
+    let found = &analyses.sites.sites;
+    let mut prover = Prover {
+        original,
+        rewritten,
+        makers,
+        results: (found.iter())
+            .filter_map(|site| match &site.form {
+                sites::Form::Weight(weight) => Some((weight.result, site)),
+                sites::Form::Scale(scale) => Some((scale.result, site)),
+                sites::Form::Reconstructed => None,
+            })
+            .collect(),
+        products: found.iter().map(|site| (site.product, site)).collect(),
+        matched: vec![false; new.node_count()],
+        found: Vec::new(),
+        proof: Proof::default(),
+    };
+    let missing = prover.nodes();
+    prover.missing(&missing);
+    let shapes = shapes(rewritten.model, settings);
+    prover.added(shapes.as_ref().ok());
+    let read = gradients::Rewritten {
+        graph: new,
+        buffers: Buffers::new(new),
+        matched: &prover.matched,
+    };
+    for found in &prover.found {
+        match gradients::read(old, analyses, &read, found) {
+            Ok(gradient) => prover.proof.gradients.push(gradient),
+            Err(difference) => prover.proof.differences.push(difference),
+        }
+    }
+    surroundings::check(original, rewritten, &mut prover.proof.differences);
+    if let Err(ShapeErrors(errors)) = shapes {
+        // They come last: whatever else is wrong is nearer to the cause.
+        let errors = errors.into_iter().map(|error| Difference {
+            node: error.node,
+            op: error.op,
+            tensor: error.tensor,
+            problem: format!("{}, but {}", error.found, error.other),
+        });
+        prover.proof.differences.extend(errors);
+    }
+    prover.proof
+}
+
+/// A weight gradient that the rewritten graph makes otherwise, before it is understood.
+struct Found<'a> {
+    site: &'a Site,
+    form: Form,
+    /// The node of the original that makes dW.
+    node_before: NodeId,
+    /// The node of the rewritten graph that makes it.
+    node: NodeId,
+}
+
+struct Prover<'a> {
+    original: Side<'a>,
+    rewritten: Side<'a>,
+    /// By name of a value: the node of the rewritten graph that makes it.
+    makers: HashMap<&'a str, NodeId>,
+    /// By the node that makes dW: the site.
+    results: HashMap<NodeId, &'a Site>,
+    /// By product: the site.
+    products: HashMap<NodeId, &'a Site>,
+    /// By node of the rewritten graph: whether it is one of the original's.
+    matched: Vec<bool>,
+    found: Vec<Found<'a>>,
+    proof: Proof,
+}
+
+/// Whether a node is one that the tool added or marked.
+fn is_marked(node: &Node) -> bool {
+    let entries = &node.proto.metadata_props;
+    node.velora_op().is_some() || entries.iter().any(|e| e.key().starts_with("velora."))
+}
+
+/// A difference at a node.
+fn at(graph: &Graph, id: NodeId, tensor: &str, problem: impl Into<String>) -> Difference {
+    let node = graph.node(id);
+    Difference {
+        node: node.label(graph),
+        op: match node.domain() {
+            "" => node.op().to_owned(),
+            domain => format!("{domain}.{}", node.op()),
+        },
+        tensor: tensor.to_owned(),
+        problem: problem.into(),
+    }
+}
+
+impl<'a> Prover<'a> {
+    /// Looks for every node of the original, and returns those that are not there.
+    fn nodes(&mut self) -> Vec<NodeId> {
+        let (old, new) = (self.original.graph(), self.rewritten.graph());
+        let mut missing = Vec::new();
+        let mut without_outputs = Vec::new();
+        for &id in old.order() {
+            let first = old.node(id).outputs.iter().flatten().next();
+            let Some(&first) = first else {
+                without_outputs.push(id);
+                continue;
+            };
+            match self.makers.get(old.value(first).name.as_str()) {
+                Some(&twin) => self.compare(id, twin),
+                None => missing.push(id),
+            }
+        }
+        // What makes nothing has no name but its message.
+        for id in without_outputs {
+            let twin = new.order().iter().copied().find(|&twin| {
+                !self.matched[twin.index()]
+                    && new.node(twin).outputs.iter().flatten().next().is_none()
+                    && compare::nodes(self.original, id, self.rewritten, twin, None).is_ok()
+            });
+            match twin {
+                Some(twin) => self.accept(id, twin),
+                None => missing.push(id),
+            }
+        }
+        missing
+    }
+
+    fn accept(&mut self, id: NodeId, twin: NodeId) {
+        self.matched[twin.index()] = true;
+        self.proof.same += 1;
+        let (was, is) = (
+            self.original.graph().node(id),
+            self.rewritten.graph().node(twin),
+        );
+        self.proof.moved += usize::from(is_marked(is) && !is_marked(was));
+    }
+
+    /// Compares a node with the one that makes the value of its name.
+    fn compare(&mut self, id: NodeId, twin: NodeId) {
+        let (old, new) = (self.original.graph(), self.rewritten.graph());
+        if self.matched[twin.index()] {
+            let name = new.node(twin).label(new);
+            let problem = format!("is made by '{name}', which makes more than it did");
+            self.proof.differences.push(at(old, id, "", problem));
+            return;
+        }
+        let Err(mut difference) = compare::nodes(self.original, id, self.rewritten, twin, None)
+        else {
+            return self.accept(id, twin);
+        };
+        if masks::masked(old, id, new, twin)
+            && compare::nodes(self.original, id, self.rewritten, twin, Some(MASKED)).is_ok()
+        {
+            self.accept(id, twin);
+            self.proof.moved += 1;
+            return;
+        }
+        if let Some(&site) = self.products.get(&id)
+            && self.reads_ours(twin, site.slot)
+        {
+            let slot = Some(site.slot);
+            match compare::nodes(self.original, id, self.rewritten, twin, slot) {
+                Ok(()) => {
+                    self.accept(id, twin);
+                    self.found.push(Found {
+                        site,
+                        form: Form::Reconstructed,
+                        node_before: id,
+                        node: twin,
+                    });
+                    return;
+                }
+                Err(other) => difference = other,
+            }
+        }
+        if let Some(&site) = self.results.get(&id)
+            && is_marked(new.node(twin))
+        {
+            if new.node(twin).outputs.len() != 1 {
+                let problem = "stands for a weight gradient, and makes other values too";
+                self.proof.differences.push(at(new, twin, "", problem));
+            }
+            self.found.push(Found {
+                site,
+                form: Form::Factored,
+                node_before: id,
+                node: twin,
+            });
+            return;
+        }
+        // The node named is the original's; where an unmarked node took its place, it says so.
+        self.proof.differences.push(difference);
+        self.matched[twin.index()] = !is_marked(new.node(twin));
+    }
+
+    /// Whether a node of the rewritten graph reads, at a place, what a new node makes.
+    fn reads_ours(&self, node: NodeId, slot: usize) -> bool {
+        let new = self.rewritten.graph();
+        let read = new.node(node).inputs.get(slot).copied().flatten();
+        let maker = read.and_then(|value| new.producer(new.unpinned(value)));
+        maker.is_some_and(|id| is_marked(new.node(id)))
+    }
+
+    /// Judges the nodes that are gone: they led to rewritten weight gradients and nowhere else.
+    fn missing(&mut self, missing: &[NodeId]) {
+        let (old, new) = (self.original.graph(), self.rewritten.graph());
+        let everywhere = reached(old, &|_, _| true);
+        let replaced: HashMap<NodeId, Option<usize>> = (self.found.iter())
+            .map(|found| match found.form {
+                Form::Factored => (found.node_before, None),
+                Form::Reconstructed => (found.node_before, Some(found.site.slot)),
+            })
+            .collect();
+        let needed = reached(old, &|node, slot| match replaced.get(&node) {
+            Some(None) => false,
+            Some(&Some(x)) => slot != Some(x),
+            None => true,
+        });
+        self.proof.removed = self.found.len();
+        for found in &self.found {
+            self.proof.removed -= usize::from(found.form == Form::Reconstructed);
+        }
+        for &id in missing {
+            if everywhere[id.index()] && !needed[id.index()] {
+                self.proof.removed += 1;
+                continue;
+            }
+            let made = old.node(id).outputs.iter().flatten().next();
+            let tensor = made.map_or("", |&v| old.value(v).name.as_str());
+            let name = old.node(id).proto.name();
+            let namesake = (new.order().iter())
+                .find(|&&twin| !name.is_empty() && new.node(twin).proto.name() == name);
+            let problem = match namesake {
+                Some(&twin) => {
+                    let outputs = new.node(twin).outputs.iter().flatten();
+                    let outputs: Vec<&str> = outputs.map(|&v| new.value(v).name.as_str()).collect();
+                    self.matched[twin.index()] = true;
+                    format!("is made no longer; the node makes {}", outputs.join(", "))
+                }
+                None => {
+                    "is missing, and more than rewritten weight gradients depends on it".to_owned()
+                }
+            };
+            self.proof.differences.push(at(old, id, tensor, problem));
+        }
+    }
+
+    /// Judges the nodes of the rewritten graph that the original does not have.
+    fn added(&mut self, shapes: Option<&Shapes>) {
+        let new = self.rewritten.graph();
+        for &id in new.order() {
+            if self.matched[id.index()] {
+                continue;
+            }
+            let node = new.node(id);
+            if node.velora_op() == Some("Pin") {
+                self.proof.pins += 1;
+                let checked = shapes.map(|shapes| pins::check(new, shapes, id));
+                self.proof.differences.extend(checked.and_then(Result::err));
+            } else if is_marked(node) {
+                self.proof.added += 1;
+            } else {
+                let problem = "is not in the original, and carries no mark of this tool";
+                self.proof.differences.push(at(new, id, "", problem));
+            }
+        }
+    }
+}
+
+/// By node: whether an output depends on it, along the reads that are followed (a node and which of its
+/// inputs, or `None` for a capture).
+fn reached(graph: &Graph, follows: &dyn Fn(NodeId, Option<usize>) -> bool) -> Vec<bool> {
+    let mut reached = vec![false; graph.node_count()];
+    let makers = |values: &[ValueId]| -> Vec<NodeId> {
+        values.iter().filter_map(|&v| graph.producer(v)).collect()
+    };
+    let mut pending = makers(graph.outputs());
+    while let Some(id) = pending.pop() {
+        if std::mem::replace(&mut reached[id.index()], true) {
+            continue;
+        }
+        let node = graph.node(id);
+        let inputs = node.inputs.iter().enumerate();
+        let read = inputs.filter(|&(slot, _)| follows(id, Some(slot)));
+        let read: Vec<ValueId> = read.filter_map(|(_, value)| *value).collect();
+        pending.extend(makers(&read));
+        if follows(id, None) {
+            pending.extend(makers(&node.captures));
+        }
+    }
+    reached
+}
