@@ -10,7 +10,8 @@
 //! - it is a standard operator without nested graphs, not random, and none of ours;
 //! - it is no matrix product or the like: behind one stand gradients, and what is computed again on
 //!   purpose;
-//! - no output of the graph is made by it;
+//! - no output of the graph is made by it, and no constant: those are known at any time, whichever half
+//!   their nodes stand in, and keep no bytes;
 //! - everything that it reads is known before the forward half is over: inputs, constants, what other
 //!   candidates make, and forward values that a later forward product depends on. The gradient of the
 //!   loss is computed from forward values too, but from the last ones;
@@ -113,7 +114,7 @@ impl Early {
             early.candidates[id.index()] = context.is_backward(id)
                 && !contracts[id.index()]
                 && may_move(node)
-                && outputs.all(|&value| !graph.value(value).is_output)
+                && outputs.all(|&v| !graph.value(v).is_output && !graph.is_constant(v))
                 && (node.inputs.iter().flatten()).all(|&value| early.knows(context, value));
         }
         early
@@ -126,11 +127,12 @@ impl Early {
 
     /// Whether a value is there before the forward half is over, or could be.
     fn knows(&self, context: &Context<'_>, value: ValueId) -> bool {
-        let Some(producer) = context.graph.producer(value) else {
+        let producer = context.graph.producer(value);
+        let Some(producer) = producer.filter(|_| !context.graph.is_constant(value)) else {
             return true;
         };
         match context.partition.half(producer) {
-            Half::Forward => self.leads[producer.index()] || context.graph.is_constant(value),
+            Half::Forward => self.leads[producer.index()],
             Half::Backward => self.candidates[producer.index()],
             Half::Dead => false,
         }
