@@ -106,8 +106,8 @@ pub fn compare(
         for &(_, _, kind) in &chunk {
             identity.of(kind).compared += 1;
         }
-        for (_, kind, _) in &differing {
-            identity.of(*kind).different += 1;
+        for found in &differing {
+            identity.of(found.kind).different += 1;
         }
         note(graph, &mut identity, differing);
     }
@@ -118,34 +118,53 @@ pub fn compare(
     Ok(identity)
 }
 
+/// A value that differs.
+struct Differing {
+    node: NodeId,
+    value: ValueId,
+    kind: Kind,
+    problem: String,
+}
+
 /// Hands out some values of both graphs, and finds those of a list that differ.
 fn differing(
     original: &Bench<'_>,
     rewritten: &Bench<'_>,
     names: BTreeSet<&str>,
     compared: &[(NodeId, ValueId, Kind)],
-) -> Result<Vec<(NodeId, Kind, (ValueId, String))>> {
+) -> Result<Vec<Differing>> {
     let graph = &original.model.graph;
     let (before, after) = (
         original.values(names.iter().copied())?,
         rewritten.values(names)?,
     );
     let mut found = Vec::new();
-    for &(id, value, kind) in compared {
+    for &(node, value, kind) in compared {
         let name = &graph.value(value).name;
         if let (Some(was), Some(is)) = (before.get(name), after.get(name))
             && let Some(problem) = difference(was, is)
         {
-            found.push((id, kind, (value, problem)));
+            found.push(Differing {
+                node,
+                value,
+                kind,
+                problem,
+            });
         }
     }
     Ok(found)
 }
 
-fn note(graph: &Graph, identity: &mut Identity, differing: Vec<(NodeId, Kind, (ValueId, String))>) {
-    let Some((id, kind, (value, problem))) = differing.into_iter().next() else {
+fn note(graph: &Graph, identity: &mut Identity, differing: Vec<Differing>) {
+    let Some(first) = differing.into_iter().next() else {
         return;
     };
+    let Differing {
+        node: id,
+        value,
+        kind,
+        problem,
+    } = first;
     // A difference in the graphs as they are counts though the same value may agree when handed out.
     if identity.of(kind).different == 0 {
         identity.of(kind).different = 1;

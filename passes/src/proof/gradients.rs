@@ -294,14 +294,13 @@ fn operands(graph: &Graph, id: NodeId) -> Vec<ValueId> {
     while let Some(id) = pending.pop() {
         for &value in graph.node(id).inputs.iter().flatten() {
             let value = graph.unpinned(value);
-            match graph.producer(value) {
-                Some(maker) if expanded && graph.node(maker).velora_op() == role => {
-                    if !seen.contains(&maker) {
-                        seen.push(maker);
-                        pending.push(maker);
-                    }
+            let maker = graph.producer(value);
+            match maker.filter(|&m| expanded && graph.node(m).velora_op() == role) {
+                Some(maker) if !seen.contains(&maker) => {
+                    seen.push(maker);
+                    pending.push(maker);
                 }
-                _ if !found.contains(&value) => found.push(value),
+                None if !found.contains(&value) => found.push(value),
                 _ => {}
             }
         }

@@ -3,7 +3,7 @@
 
 use super::{Case, config, graphs, settings};
 use proptest::prelude::*;
-use velora_graph::analysis::{Analyses, Settings};
+use velora_graph::analysis::{Analyses, Settings, sites};
 use velora_graph::ir::Model;
 use velora_graph::onnx::schema::ModelProto;
 use velora_passes::proof::{Form, Proof, Side, prove};
@@ -38,7 +38,10 @@ proptest! {
         for decision in &rewritten {
             let site = decision.site.as_ref().unwrap();
             let gradient = found.gradients.iter().find(|g| g.site == *site).unwrap();
-            let form = if site.plain { Form::Factored } else { Form::Reconstructed };
+            let form = match site.form {
+                sites::Form::Reconstructed => Form::Reconstructed,
+                _ => Form::Factored,
+            };
             prop_assert_eq!(gradient.form, form);
             let groups = decision.settings.grouping.groups(site.features);
             prop_assert_eq!(gradient.factors.groups, groups);
