@@ -79,13 +79,15 @@ proptest! {
     }
 }
 
-/// The smallest region, from all orders in which buffers are laid on top of each other: some such order
-/// gives it, namely that by the offsets of a best placement, each block sunk as low as it goes.
+/// The smallest region, from all ways to lay buffers on top of each other in the order of their offsets:
+/// some way gives it, namely a best placement with each buffer sunk as low as it goes.
 fn smallest(intervals: &[Interval]) -> u64 {
-    fn next(intervals: &[Interval], placed: &mut Vec<(usize, u64)>, top: u64, best: &mut u64) {
-        if top >= *best {
-            return;
-        }
+    fn next(
+        intervals: &[Interval],
+        placed: &mut Vec<(usize, u64)>,
+        (lowest, top): (u64, u64),
+        best: &mut u64,
+    ) {
         if placed.len() == intervals.len() {
             *best = top;
             return;
@@ -97,13 +99,17 @@ fn smallest(intervals: &[Interval]) -> u64 {
             let below = placed.iter().map(|&(other, end)| (&intervals[other], end));
             let meets = below.filter(|(o, _)| o.first <= block.last && block.first <= o.last);
             let offset = meets.map(|(_, end)| end).max().unwrap_or(0);
+            let top = top.max(offset + block.bytes);
+            if offset < lowest || top >= *best {
+                continue;
+            }
             placed.push((index, offset + block.bytes));
-            next(intervals, placed, top.max(offset + block.bytes), best);
+            next(intervals, placed, (offset, top), best);
             placed.pop();
         }
     }
     let mut best = u64::MAX;
-    next(intervals, &mut Vec::new(), 0, &mut best);
+    next(intervals, &mut Vec::new(), (0, 0), &mut best);
     best
 }
 
@@ -122,7 +128,6 @@ impl Numbers {
 #[test]
 fn few_buffers_get_the_smallest_region() {
     let mut numbers = Numbers(3);
-    let mut above = 0;
     for _ in 0..300 {
         let count = 1 + numbers.below(7);
         let intervals: Vec<Interval> = (0..count)
@@ -138,9 +143,96 @@ fn few_buffers_get_the_smallest_region() {
         let placed = place_within(&intervals, 1, 200_000).unwrap();
         check(&intervals, 1, &placed);
         assert_eq!(placed.bytes, smallest(&intervals), "{intervals:?}");
-        above += usize::from(placed.bytes > placed.lower_bound);
     }
-    println!("in {above} of 300 no placement reaches the bound");
+}
+
+/// Buffers (bytes, first and last step) of which no placement reaches the bound: rare among those drawn as
+/// above, less so among those that leave no byte free at any step, like the last two.
+const ABOVE: [&str; 5] = [
+    "1 2 4, 6 7 8, 8 1 2, 6 4 6, 5 0 1, 6 3 4, 7 6 7, 1 2 3",
+    "8 2 2, 2 4 6, 5 6 8, 7 7 10, 1 3 6, 5 3 6, 7 6 8, 6 3 5, 8 0 3",
+    "4 1 5, 6 5 8, 4 3 4, 4 4 5, 1 6 7, 1 0 3, 8 6 8, 1 4 8, 5 0 0, 8 0 3",
+    "10 0 2, 2 0 0, 1 1 1, 1 1 3, 1 2 4, 4 3 5, 4 3 5, 1 3 3, 1 3 4, 2 4 5, 2 5 5",
+    "7 0 0, 3 0 2, 2 0 5, 5 1 3, 1 1 4, 1 1 1, 1 2 5, 2 3 4, 1 3 3, 6 4 5, 3 5 5",
+];
+
+/// Intervals from their bytes, first and last steps.
+fn parse<'t>(all: impl Iterator<Item = &'t str>) -> Vec<Interval> {
+    let one = |one: &str| {
+        let mut numbers = one.split_whitespace().map(|n| n.parse::<u64>().unwrap());
+        let mut next = || numbers.next().unwrap();
+        Interval {
+            bytes: next(),
+            first: next() as usize,
+            last: next() as usize,
+        }
+    };
+    all.map(one).collect()
+}
+
+/// Where the bound is out of reach, the least above it is found: with small numbers, with large ones, of
+/// which no limit in between has a placement, and beside other buffers.
+#[test]
+fn what_lies_above_the_bound_lies_there_by_need() {
+    for case in ABOVE {
+        let few = parse(case.split(','));
+        let least = smallest(&few);
+        for scale in [1, 1000] {
+            let scaled = few.iter().map(|i| Interval {
+                bytes: i.bytes * scale,
+                ..*i
+            });
+            let later = few.iter().map(|i| Interval {
+                bytes: i.bytes,
+                first: i.first + 20,
+                last: i.last + 20,
+            });
+            let intervals: Vec<Interval> = scaled.chain(later).collect();
+            let placed = place_within(&intervals, 1, 20_000_000).unwrap();
+            check(&intervals, 1, &placed);
+            assert!(placed.bytes > placed.lower_bound, "{case}");
+            assert_eq!(placed.bytes, least * scale, "{case}");
+        }
+    }
+}
+
+/// Buffers that fill a region without a gap, from cutting it again and again, at a step or at a byte.
+#[test]
+fn what_fills_a_region_is_placed_in_it() {
+    let (steps, bytes) = (30, 1000);
+    let mut numbers = Numbers(5);
+    for _ in 0..300 {
+        let mut pieces = vec![(0, steps, bytes)];
+        while pieces.len() < 30 {
+            let piece = numbers.below(pieces.len() as u64) as usize;
+            let (first, end, height) = pieces[piece];
+            let (length, in_time) = match numbers.below(2) {
+                0 => (end - first, true),
+                _ => (height, false),
+            };
+            if length < 2 {
+                continue;
+            }
+            let cut = 1 + numbers.below(length - 1);
+            if in_time {
+                pieces[piece] = (first, first + cut, height);
+                pieces.push((first + cut, end, height));
+            } else {
+                pieces[piece] = (first, end, cut);
+                pieces.push((first, end, height - cut));
+            }
+        }
+        let intervals: Vec<Interval> = (pieces.iter())
+            .map(|&(first, end, bytes)| Interval {
+                bytes,
+                first: first as usize,
+                last: end as usize - 1,
+            })
+            .collect();
+        let placed = place_within(&intervals, 1, 2_000_000).unwrap();
+        check(&intervals, 1, &placed);
+        assert_eq!(placed.bytes, bytes, "{intervals:?}");
+    }
 }
 
 #[test]
@@ -213,10 +305,10 @@ fn models() -> Vec<PathBuf> {
     files
 }
 
-/// Within 2 % of the bound on every real graph, whatever the batch and the sequence. `ARENA_MODELS`
-/// names a folder of further graphs.
+/// At the bound on every real graph, whatever the batch and the sequence. `ARENA_MODELS` names a folder of
+/// further graphs.
 #[test]
-fn real_graphs_come_within_two_per_cent_of_the_bound() {
+fn real_graphs_are_placed_at_the_bound() {
     let mut files = models();
     if let Some(folder) = std::env::var_os("ARENA_MODELS") {
         let more = std::fs::read_dir(folder)
@@ -244,7 +336,7 @@ fn real_graphs_come_within_two_per_cent_of_the_bound() {
         }
     }
     println!("worst: {}", worst.1);
-    assert!(worst.0 <= 1.02, "{}", worst.1);
+    assert!(worst.0 <= 1.0, "{}", worst.1);
 }
 
 /// Buffers of arenas in plans of `models/`, by graph and batch size, that are hard to place. A search that
@@ -280,17 +372,7 @@ const HARD: [(&str, &str); 6] = [
 #[test]
 fn hard_buffers_reach_the_bound_with_a_fifth_of_the_work() {
     for (name, lines) in HARD {
-        let numbers = |line: &str| {
-            let numbers = line.split(' ').map(|number| number.parse().unwrap());
-            numbers.collect::<Vec<u64>>()
-        };
-        let intervals: Vec<Interval> = (lines.lines().map(numbers))
-            .map(|line| Interval {
-                bytes: line[0],
-                first: line[1] as usize,
-                last: line[2] as usize,
-            })
-            .collect();
+        let intervals = parse(lines.lines());
         let start = std::time::Instant::now();
         let placed = place_within(&intervals, 64, 40_000_000).unwrap();
         println!(

@@ -192,13 +192,15 @@ impl<'b> Search<'b> {
 
     /// Places all blocks below `limit`, until there were so many failures or the work is above `end`.
     fn run(&mut self, limit: u64, mut failures: u64, end: u64) -> Outcome {
-        let mut waiting = vec![Part {
+        let all = Part {
             from: 0,
             to: self.blocks.len(),
-            last: self.floor.len().saturating_sub(1) as u32,
+            last: 0,
             above: None,
             parent: None,
-        }];
+        };
+        let mut waiting = Vec::new();
+        self.split(all, &mut waiting);
         let mut choices: Vec<Choice> = Vec::new();
         while let Some(part) = waiting.pop() {
             choices.push(Choice {
@@ -226,7 +228,12 @@ impl<'b> Search<'b> {
                 let part = choice.part;
                 self.place(block, part);
                 if self.has_room(block, part, limit) {
-                    self.split(part, key, choices.len() - 1, &mut waiting);
+                    let rest = Part {
+                        above: Some(key),
+                        parent: Some(choices.len() - 1),
+                        ..part
+                    };
+                    self.split(rest, &mut waiting);
                     break;
                 }
                 failures -= 1;
@@ -306,9 +313,6 @@ impl<'b> Search<'b> {
     /// block placed last.
     fn has_room(&mut self, block: usize, part: Part, limit: u64) -> bool {
         let offset = self.offsets[block];
-        if offset + self.blocks[block].size > limit {
-            return false;
-        }
         let steps = self.blocks[part.from].first..=part.last;
         self.work += u64::from(steps.end() - steps.start());
         for step in steps {
@@ -338,29 +342,26 @@ impl<'b> Search<'b> {
         true
     }
 
-    /// Adds the parts of a part to those that wait, after a choice.
-    fn split(&mut self, part: Part, above: Key, choice: usize, waiting: &mut Vec<Part>) {
+    /// Adds to those that wait what is left of a part, in parts that do not meet.
+    fn split(&mut self, rest: Part, waiting: &mut Vec<Part>) {
         let mut open: Option<Part> = None;
-        for block in (part.from..part.to).filter(|&b| !self.is_placed[b]) {
+        for block in (rest.from..rest.to).filter(|&b| !self.is_placed[b]) {
             let Block { first, last, .. } = self.blocks[block];
             match &mut open {
                 Some(part) if first <= part.last => {
                     part.to = block + 1;
                     part.last = part.last.max(last);
                 }
-                _ => {
-                    waiting.extend(open.replace(Part {
-                        from: block,
-                        to: block + 1,
-                        last,
-                        above: Some(above),
-                        parent: Some(choice),
-                    }));
-                }
+                _ => waiting.extend(open.replace(Part {
+                    from: block,
+                    to: block + 1,
+                    last,
+                    ..rest
+                })),
             }
         }
         waiting.extend(open);
-        self.work += (part.to - part.from) as u64;
+        self.work += (rest.to - rest.from) as u64;
     }
 }
 
