@@ -349,10 +349,7 @@ fn masks_are_looked_at() {
     });
     pair.refuses("(com.microsoft.ReluGrad)", |g| {
         let place = greater(g);
-        let read = g.node[place].input[0].clone();
-        let before = g.node.iter().find(|n| n.output.contains(&read)).unwrap();
-        let other = before.input[0].clone();
-        g.node[place].input[0] = other;
+        g.node[place].input[0] = g.input[0].name().to_owned();
     });
 }
 
@@ -368,7 +365,7 @@ fn pins_are_looked_at() {
     };
     let part = "is marked as part of a pin";
     change("Slice", part, &|node| node.input.truncate(3));
-    change("Reshape", "operand 0 is now 'velora.pin.", &|node| {
+    change("Reshape", "is now 'velora.pin.", &|node| {
         node.op_type = Some("Expand".to_owned());
     });
     // Inference of shapes finds these first.
