@@ -311,6 +311,9 @@ impl<'b> Search<'b> {
 
     /// Whether every step of a part has room for what it has yet to hold, with nothing more below the
     /// block placed last.
+    ///
+    /// A block never ends above the limit where this holds before it is placed, and after: alone at a step,
+    /// it was low enough itself; with others left there, they would have no room on top of it.
     fn has_room(&mut self, block: usize, part: Part, limit: u64) -> bool {
         let offset = self.offsets[block];
         let steps = self.blocks[part.from].first..=part.last;
