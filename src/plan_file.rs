@@ -260,7 +260,7 @@ mod tests {
                 "exclude each other",
             ),
             (&layer("scale = nan"), "scale is NaN"),
-            (&layer("init = \"svd\""), "unknown variant `svd`"),
+            (&layer("init = \"mean\""), "unknown variant `mean`"),
             (&layer("seed = -1"), "line 4"),
             (
                 &layer("[[layer]]\nparam = \"w\""),

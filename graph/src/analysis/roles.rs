@@ -131,8 +131,10 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
         Some(loss) => loss,
         None => {
             let among: BTreeSet<ValueId> = others.iter().copied().collect();
+            // A direction may have one entry.
+            let moves = |value: &ValueId| directions.iter().any(|(_, next)| next == value);
             let scalars = (graph.outputs().iter().zip(graph.output_infos()))
-                .filter(|(value, info)| is_scalar(info) && among.contains(value));
+                .filter(|(value, info)| is_scalar(info) && among.contains(value) && !moves(value));
             let candidates: Vec<_> = scalars.map(|(&value, info)| (value, info.name())).collect();
             match candidates.as_slice() {
                 [(loss, _)] => *loss,
