@@ -103,7 +103,7 @@ pub struct Directions {
 }
 
 impl Directions {
-    /// Directions from a tensor [M], [R, M] or [G, R, M]; `None` where it has another rank.
+    /// Directions from a tensor `[M]`, [R, M] or [G, R, M]; `None` where it has another rank.
     pub fn new(shape: &[usize], elements: Vec<f64>) -> Option<Self> {
         let (size, rank) = match *shape {
             [size] => (size, 1),
@@ -341,7 +341,7 @@ pub fn gradient(parts: &Parts<'_>, is: &Matrix) -> Deviation {
     deviation
 }
 
-/// Compares the gradient of a scale [D] with `scale · Σₖ v ∘ Σₙ z dY`, dY [N, D]; the bounds are those of
+/// Compares the gradient of a scale `[D]` with `scale · Σₖ v ∘ Σₙ z dY`, dY [N, D]; the bounds are those of
 /// [`gradient`], with one rounding more in each sum.
 pub fn scale_gradient(parts: &Parts<'_>, is: &[f64]) -> Deviation {
     let (z, dy, v) = (parts.z, parts.dy, parts.v);

@@ -44,12 +44,12 @@ pub enum Directions {
         decay: f32,
     },
     /// 8-bit integers and a scale for each row. Input: z [rows, width]; outputs: int8 of that shape, and the
-    /// scales [rows], the largest magnitude over 127.
+    /// scales `[rows]`, the largest magnitude over 127.
     Quantize {
         /// The numbers of a row.
         width: usize,
     },
-    /// Back. Inputs: int8 [rows, width], scales [rows]; output [rows, width].
+    /// Back. Inputs: int8 [rows, width], scales `[rows]`; output [rows, width].
     Dequantize {
         /// The numbers of a row.
         width: usize,

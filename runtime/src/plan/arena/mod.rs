@@ -3,8 +3,8 @@
 //! Two buffers may share bytes where no step needs both. No region can be smaller than the largest sum
 //! of the buffers that one step needs, so that sum is the bound which a placement is measured by.
 //!
-//! Placements that take one pass over the buffers are tried first ([`greedy`]). If none reaches the
-//! bound, a branch and bound looks for one that does ([`search`]). It counts comparisons, not time, and its
+//! Placements that take one pass over the buffers are tried first (`greedy`). If none reaches the
+//! bound, a branch and bound looks for one that does (`search`). It counts comparisons, not time, and its
 //! random numbers come from a fixed seed: the same buffers get the same places on every machine.
 
 mod greedy;

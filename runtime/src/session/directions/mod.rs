@@ -172,7 +172,7 @@ fn read(tensor: &TensorProto) -> Result<Unfilled, DirectionError> {
 /// The model with unfilled directions as inputs, which keep their default, and with outputs that
 /// measure the activations, one for each, behind all others. Ids of the old graph are not valid in it.
 ///
-/// Of a mean the sum of all tokens [D] is measured; of singular vectors the moments SᵀS [M, M] of the
+/// Of a mean the sum of all tokens `[D]` is measured; of singular vectors the moments SᵀS [M, M] of the
 /// sub-tokens S, or [G, M, M].
 ///
 /// # Errors
