@@ -44,7 +44,7 @@ fn the_rewrite_leaves_the_bits_of_everything_else() {
         }
     }
     println!("{same} gradients are the same, {changed} were rewritten");
-    assert!(std::env::var("GRAPH").is_ok() || (same > 1000 && changed > 500));
+    assert!(std::env::var("GRAPH").is_ok() || (same > 900 && changed > 1000));
 }
 
 #[test]
