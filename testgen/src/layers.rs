@@ -1,6 +1,6 @@
 //! Layers: forward nodes, and the rule of their gradients.
 
-use crate::tape::{Axis, Contraction, Tape, V, fixed, float, int, ints};
+use crate::tape::{Axis, Contraction, Scale, Tape, V, fixed, float, int, ints};
 
 /// Activation functions.
 pub const ACTIVATIONS: [&str; 8] = [
@@ -161,8 +161,19 @@ impl Tape {
                 tape.contribute(&left, da);
             }
             if tape.wants(&right) {
-                let db = tape.like("Mul", &[&dy, &left]);
-                let db = tape.narrow(db, &right.shape);
+                let product = tape.like("Mul", &[&dy, &left]);
+                let db = tape.narrow(product.clone(), &right.shape);
+                let parameter = tape.parameters.iter().any(|p| p.name == right.name);
+                if parameter && right.rank() < left.rank() {
+                    tape.scales.push(Scale {
+                        parameter: right.name.clone(),
+                        product: product.name,
+                        result: db.name.clone(),
+                        x: left.name.clone(),
+                        dy: dy.name.clone(),
+                        features: right.width(),
+                    });
+                }
                 tape.contribute(&right, db);
             }
         });

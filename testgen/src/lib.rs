@@ -19,4 +19,4 @@ pub mod random;
 pub mod tape;
 
 pub use choices::{Choices, Random};
-pub use tape::{Axis, Contraction, Generated, Tape, V};
+pub use tape::{Axis, Contraction, Generated, Scale, Tape, V};

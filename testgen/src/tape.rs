@@ -70,6 +70,23 @@ pub struct Contraction {
     pub added: Option<String>,
 }
 
+/// The gradient of a factor for each feature: `result = Σ X ∘ dY` over all leading axes.
+#[derive(Clone, Debug)]
+pub struct Scale {
+    /// The parameter, `[D]`.
+    pub parameter: String,
+    /// The output of the product node.
+    pub product: String,
+    /// The sum, `[D]`.
+    pub result: String,
+    /// X, [..., D].
+    pub x: String,
+    /// dY, of the same shape.
+    pub dy: String,
+    /// D.
+    pub features: i64,
+}
+
 /// A finished graph with what its maker knows of it.
 #[derive(Clone, Debug)]
 pub struct Generated {
@@ -85,6 +102,8 @@ pub struct Generated {
     pub gradient_outputs: Vec<String>,
     /// All weight-gradient contractions.
     pub contractions: Vec<Contraction>,
+    /// All gradients of scales.
+    pub scales: Vec<Scale>,
     /// The name of the symbolic batch, or the size where it is fixed.
     pub batch: Result<&'static str, i64>,
 }
@@ -107,6 +126,7 @@ pub struct Tape {
     constants: HashMap<String, String>,
     pub(crate) transposed: HashMap<String, V>,
     pub(crate) contractions: Vec<Contraction>,
+    pub(crate) scales: Vec<Scale>,
     pub(crate) parameters: Vec<V>,
     count: usize,
     /// Written into every name.
@@ -385,6 +405,7 @@ impl Tape {
             gradients,
             gradient_outputs,
             contractions: self.contractions,
+            scales: self.scales,
             batch: batch.map_or(Ok("batch"), Err),
         }
     }

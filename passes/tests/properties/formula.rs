@@ -3,7 +3,7 @@
 use super::{Case, config, graphs, settings};
 use proptest::prelude::*;
 use velora_passes::select::{Decision, Init};
-use velora_testgen::{Contraction, random};
+use velora_testgen::{Contraction, Scale, random};
 
 /// The unit roundoff of 32-bit floats.
 const U: f64 = 1.0 / (1u64 << 24) as f64;
@@ -51,14 +51,16 @@ fn direction(
     Some(sums.iter().zip(&errors).map(entry).collect())
 }
 
-fn check(case: &Case, decision: &Decision, site: &Contraction) {
-    let graph = &case.model.graph;
-    let (features, outputs) = (site.features as usize, site.outputs as usize);
-    let groups = decision.settings.grouping.groups(site.features) as usize;
+/// The v of a tensor, which must be the direction of X.
+fn checked_direction<'c>(
+    case: &'c Case,
+    decision: &Decision,
+    x: &[f64],
+    features: usize,
+) -> &'c [f64] {
+    let groups = decision.settings.grouping.groups(features as i64) as usize;
     let size = features.div_ceil(groups);
-    let x = case.values[&site.x].f();
-    let dy = case.values[&site.dy].f();
-    let tensor = &graph.value(decision.activation).name;
+    let tensor = &case.model.graph.value(decision.activation).name;
     let v = case.new_values[&format!("velora.{tensor}.v")].f();
     assert_eq!(v.len(), size);
     match direction(x, features, groups, size, decision.settings.init) {
@@ -75,6 +77,53 @@ fn check(case: &Case, decision: &Decision, site: &Contraction) {
             assert!((norm - 1.0).abs() <= 4.0 * U, "norm {norm}");
         }
     }
+    v
+}
+
+/// The gradient of a scale is s · v · Σ z ∘ dY.
+fn check_scale(case: &Case, decision: &Decision, site: &Scale) {
+    let features = site.features as usize;
+    let groups = decision.settings.grouping.groups(site.features) as usize;
+    let size = features.div_ceil(groups);
+    let (x, dy) = (case.values[&site.x].f(), case.values[&site.dy].f());
+    let v = checked_direction(case, decision, x, features);
+    let (mut sums, mut sizes) = (vec![0.0; features], vec![0.0; features]);
+    for (row, out) in x.chunks(features).zip(dy.chunks(features)) {
+        for (group, sub_token) in row.chunks(size).enumerate() {
+            let products = || sub_token.iter().zip(v).map(|(x, v)| x * v);
+            let (z, large) = (
+                products().sum::<f64>(),
+                products().map(f64::abs).sum::<f64>(),
+            );
+            for feature in group * size..group * size + sub_token.len() {
+                sums[feature] += z * out[feature];
+                sizes[feature] += large * out[feature].abs();
+            }
+        }
+    }
+    let found = case.new_values[&site.result].f();
+    assert_eq!(found.len(), features);
+    // Sums over a sub-token and over tokens, and a few products on the way.
+    let roundings = (size + x.len() / features + 8) as f64;
+    for (feature, found) in found.iter().enumerate() {
+        let factor = decision.settings.scale * v[feature % size];
+        let expected = factor * sums[feature];
+        let tolerance = 1.01 * roundings * U * factor.abs() * sizes[feature];
+        assert!(
+            (found - expected).abs() <= tolerance,
+            "the gradient of {} at {feature}: {found}, expected {expected} ± {tolerance}",
+            site.parameter
+        );
+    }
+}
+
+fn check(case: &Case, decision: &Decision, site: &Contraction) {
+    let (features, outputs) = (site.features as usize, site.outputs as usize);
+    let groups = decision.settings.grouping.groups(site.features) as usize;
+    let size = features.div_ceil(groups);
+    let x = case.values[&site.x].f();
+    let dy = case.values[&site.dy].f();
+    let v = checked_direction(case, decision, x, features);
 
     let (mut product, mut sizes) = (vec![0.0; groups * outputs], vec![0.0; groups * outputs]);
     for (row, out) in x.chunks(features).zip(dy.chunks(outputs)) {
@@ -122,16 +171,23 @@ proptest! {
         let graph = &case.model.graph;
         let product = |d: &Decision| &graph.value(graph.node(d.node).outputs[0].unwrap()).name;
         for decision in case.outcome.decisions.iter().filter(|d| d.rewritten()) {
-            let known = case.made.contractions.iter().find(|c| &c.product == product(decision));
-            prop_assert!(known.is_some(), "{} is no contraction", product(decision));
-            check(&case, decision, known.unwrap());
+            let made = product(decision);
+            let scale = case.made.scales.iter().find(|s| &s.product == made);
+            let known = case.made.contractions.iter().find(|c| &c.product == made);
+            match (known, scale) {
+                (Some(site), None) => check(&case, decision, site),
+                (None, Some(site)) => check_scale(&case, decision, site),
+                _ => prop_assert!(false, "{made} is no contraction"),
+            }
         }
         // None is overlooked.
-        for site in &case.made.contractions {
-            let found = case.outcome.decisions.iter().find(|d| product(d) == &site.product);
-            prop_assert!(found.is_some(), "{} is not found", site.product);
-            prop_assert!(found.unwrap().site.is_some(), "{}: {}", site.product, found.unwrap().message);
-            prop_assert_eq!(&graph.value(found.unwrap().parameter).name, &site.parameter);
+        let scales = case.made.scales.iter().map(|s| (&s.product, &s.parameter));
+        let weights = case.made.contractions.iter().map(|c| (&c.product, &c.parameter));
+        for (made, parameter) in weights.chain(scales) {
+            let found = case.outcome.decisions.iter().find(|d| product(d) == made);
+            prop_assert!(found.is_some(), "{} is not found", made);
+            prop_assert!(found.unwrap().site.is_some(), "{}: {}", made, found.unwrap().message);
+            prop_assert_eq!(&graph.value(found.unwrap().parameter).name, parameter);
         }
     }
 }
