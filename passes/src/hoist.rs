@@ -15,13 +15,14 @@
 
 use crate::names::Names;
 use crate::pipeline::assumed_sizes;
-use crate::proto::{float_tensor, int, metadata, node, version};
-use crate::select::{Decision, PAGE, Reason};
+use crate::proto::{metadata, version};
+use crate::select::{Decision, PAGE, Reason, element_bytes};
 use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::hoist::cut::{Hoist, hoists};
 use velora_graph::analysis::hoist::{Context, Held, MASKED, Move};
 use velora_graph::ir::{Graph, GraphError, Model, NodeId, Patch, ValueId};
+use velora_graph::onnx::make::{float_tensor, int, node};
 use velora_graph::onnx::schema::NodeProto;
 use velora_graph::shapes::DataType;
 
@@ -49,7 +50,7 @@ pub fn choose(
         shapes: &analyses.shapes,
         sizes: &sizes,
         sites: &analyses.sites,
-        held: &held(decisions, |activation| sizes.of(activation)),
+        held: &held(analyses, decisions, |activation| sizes.of(activation)),
     })?;
     found.retain(|hoist| {
         let freed = hoist.before - hoist.after;
@@ -60,7 +61,11 @@ pub fn choose(
 
 /// What is saved of the tensors that contractions read, where nothing but other readers stands against
 /// rewriting all of these.
-fn held(decisions: &[Decision], bytes: impl Fn(ValueId) -> Option<i64>) -> BTreeMap<ValueId, Held> {
+fn held(
+    analyses: &Analyses,
+    decisions: &[Decision],
+    bytes: impl Fn(ValueId) -> Option<i64>,
+) -> BTreeMap<ValueId, Held> {
     let mut by_tensor: BTreeMap<ValueId, Vec<&Decision>> = BTreeMap::new();
     for decision in decisions {
         by_tensor
@@ -72,14 +77,15 @@ fn held(decisions: &[Decision], bytes: impl Fn(ValueId) -> Option<i64>) -> BTree
         let wanted = |d: &&Decision| matches!(d.reason, Reason::Rewritten | Reason::KeptAlive);
         let first = decisions.first().filter(|_| decisions.iter().all(wanted))?;
         let (site, whole) = (first.site.as_ref()?, bytes(tensor)?);
-        let token = site.features.checked_mul(4)?;
-        let compressed = first.settings.bytes_per_token(site.features, 4)?;
+        let element = element_bytes(analyses, site);
+        let token = site.features.checked_mul(element)?;
+        let compressed = first.settings.bytes_per_token(site.features, element)?;
         let direction = match first.settings.init.is_computed() {
             true => first.settings.direction_length(site.features)?,
             false => 0,
         };
         let rows = whole.checked_div(token)?.checked_mul(compressed)?;
-        let then = rows.checked_add(direction.checked_mul(4)?)?;
+        let then = rows.checked_add(direction.checked_mul(element)?)?;
         // Some are compressed although the tensor is kept.
         let already = decisions.iter().any(|d| d.rewritten());
         let now = if already {

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use velora_graph::analysis::partition::Partition;
 use velora_graph::analysis::roles::Roles;
 use velora_graph::ir::{Model, ValueId};
-use velora_graph::onnx::schema::tensor_shape_proto::{Dimension, dimension};
-use velora_graph::onnx::schema::{TensorShapeProto, TypeProto, ValueInfoProto, type_proto};
+use velora_graph::onnx::make::tensor_info;
+use velora_graph::onnx::schema::ValueInfoProto;
 use velora_graph::shapes::Shapes;
 use velora_runtime::cpu::Cpu;
 use velora_runtime::data;
@@ -99,9 +99,7 @@ impl Bench<'_> {
         let values = evaluate(&model, &request, &self.inputs.tensors, self.cpu)?;
         Ok(names.into_iter().zip(values).collect())
     }
-}
 
-impl Bench<'_> {
     /// One value of the graph, where a node reads another tensor at one place; the node is the one that makes
     /// a value of that name.
     ///
@@ -121,23 +119,8 @@ impl Bench<'_> {
         let read = node.and_then(|node| node.input.get_mut(slot));
         let read = read.with_context(|| format!("no node makes '{maker}' from {slot} operands"))?;
         NAME.clone_into(read);
-        let dims = tensor.shape.iter().map(|&size| Dimension {
-            value: Some(dimension::Value::DimValue(size as i64)),
-            ..Default::default()
-        });
-        graph.input.push(ValueInfoProto {
-            name: Some(NAME.to_owned()),
-            r#type: Some(TypeProto {
-                value: Some(type_proto::Value::TensorType(type_proto::Tensor {
-                    elem_type: Some(tensor.data_type.0),
-                    shape: Some(TensorShapeProto {
-                        dim: dims.collect(),
-                    }),
-                })),
-                ..Default::default()
-            }),
-            ..Default::default()
-        });
+        let dims = tensor.shape.iter().map(|&size| size as i64);
+        graph.input.push(tensor_info(NAME, tensor.data_type, dims));
         let mut inputs = self.inputs.clone();
         inputs.tensors.insert(NAME.to_owned(), tensor.clone());
         let bench = Bench {

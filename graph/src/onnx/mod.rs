@@ -1,5 +1,7 @@
-//! ONNX files: the protobuf schema, reading by reference out of a mapped file, and writing.
+//! ONNX files: the protobuf schema, new messages of it, reading by reference out of a mapped file, and
+//! writing.
 
+pub mod make;
 pub mod read;
 pub mod schema;
 pub mod write;

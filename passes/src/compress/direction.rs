@@ -1,7 +1,8 @@
 //! Directions that stand in the file as constants.
 
-use crate::proto::{float_tensor, metadata};
+use crate::proto::metadata;
 use crate::select::{Directions, Init, LayerSettings, sub_token_size};
+use velora_graph::onnx::make::float_tensor;
 use velora_graph::onnx::schema::TensorProto;
 
 /// A constant of directions: v `[M]`, or [R, M], or [G, R, M] where each group has its own.

@@ -3,15 +3,12 @@
 use super::Emit;
 use super::direction;
 use crate::ops::{Op, Variant};
-use crate::proto::{float, int, metadata as entry};
+use crate::proto::metadata as entry;
 use crate::select::{Directions, Init, LayerSettings, Storage, sub_token_size};
 use velora_graph::analysis::sites::{Kind, Site};
 use velora_graph::ir::ValueId;
-use velora_graph::onnx::schema::{
-    NodeProto, StringStringEntryProto, TensorShapeProto, TypeProto, ValueInfoProto,
-    tensor_shape_proto::{Dimension, dimension},
-    type_proto,
-};
+use velora_graph::onnx::make::{float, int, tensor_info};
+use velora_graph::onnx::schema::{NodeProto, StringStringEntryProto};
 use velora_graph::shapes::DataType;
 use velora_graph::text::ParseError;
 
@@ -142,7 +139,7 @@ impl Emit<'_> {
         }
         // The state starts as zeros, so that the first step takes the mean of its batch.
         let state = direction::zeros(&v, site.features, settings);
-        let info = |name: &str| float_info(name, &state.dims);
+        let info = |name: &str| tensor_info(name, DataType::FLOAT, state.dims.iter().copied());
         self.patch.add_input(info(&v));
         self.patch.add_output(info(&next));
         self.patch.add_initializer(state.clone());
@@ -223,8 +220,8 @@ impl Emit<'_> {
         node
     }
 
-    /// From what is kept to z as rows (as X is, where the features are channels), for the gradient of one parameter: a copy for each, so that none
-    /// lives from one to the next.
+    /// From what is kept to z as rows (as X is, where the features are channels), for the gradient of one
+    /// parameter: a copy for each, so that none lives from one to the next.
     pub(super) fn load(
         &mut self,
         form: &Compressed,
@@ -258,26 +255,5 @@ impl Emit<'_> {
             attribute: vec![int("to", i64::from(data_type.0))],
             ..self.plain("Cast", &[from], to, metadata)
         }
-    }
-}
-
-/// The declaration of 32-bit floats.
-fn float_info(name: &str, dims: &[i64]) -> ValueInfoProto {
-    let dims = dims.iter().map(|&size| Dimension {
-        value: Some(dimension::Value::DimValue(size)),
-        ..Default::default()
-    });
-    ValueInfoProto {
-        name: Some(name.to_owned()),
-        r#type: Some(TypeProto {
-            value: Some(type_proto::Value::TensorType(type_proto::Tensor {
-                elem_type: Some(DataType::FLOAT.0),
-                shape: Some(TensorShapeProto {
-                    dim: dims.collect(),
-                }),
-            })),
-            ..Default::default()
-        }),
-        ..Default::default()
     }
 }

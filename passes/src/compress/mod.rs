@@ -19,7 +19,7 @@ mod weight_grad;
 
 use crate::names::Names;
 use crate::ops::{self, Op, Variant};
-use crate::proto::{int, int_vector, metadata, node, version};
+use crate::proto::{metadata, version};
 use crate::select::{Decision, Directions, LayerSettings, Storage};
 use form::Compressed;
 use std::collections::btree_map::Entry;
@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::sites::{Form, Kind, Site};
 use velora_graph::ir::{Graph, Model, NodeId, Patch, ValueId};
+use velora_graph::onnx::make::{int, int_vector, node};
 use velora_graph::onnx::schema::{AttributeProto, NodeProto, StringStringEntryProto};
 use velora_graph::shapes::DataType;
 use velora_graph::text::ParseError;

@@ -3,10 +3,10 @@
 use super::Emit;
 use super::form::Compressed;
 use crate::ops::Op;
-use crate::proto::{float_tensor, int};
 use crate::select::LayerSettings;
 use velora_graph::analysis::sites::Site;
 use velora_graph::ir::NodeId;
+use velora_graph::onnx::make::{float_tensor, int};
 use velora_graph::shapes::DataType;
 use velora_graph::text::ParseError;
 

@@ -3,9 +3,9 @@
 use super::Emit;
 use super::form::Compressed;
 use crate::ops::{Op, Variant};
-use crate::proto::{float, int, int_vector};
 use crate::select::LayerSettings;
 use velora_graph::analysis::sites::{ScaleGrad, Site};
+use velora_graph::onnx::make::{float, int, int_vector};
 use velora_graph::shapes::DataType;
 use velora_graph::text::ParseError;
 

@@ -3,10 +3,10 @@
 use super::Emit;
 use super::form::Compressed;
 use crate::ops::{Op, Variant};
-use crate::proto::{float, int, ints};
 use crate::select::LayerSettings;
 use velora_graph::analysis::sites::{Site, WeightGrad};
 use velora_graph::ir::ValueId;
+use velora_graph::onnx::make::{float, int, ints};
 use velora_graph::onnx::schema::{NodeProto, StringStringEntryProto};
 use velora_graph::shapes::DataType;
 use velora_graph::text::ParseError;

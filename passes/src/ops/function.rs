@@ -1,8 +1,8 @@
 //! The operators as model-local functions.
 
 use super::{Op, Variant};
-use crate::proto::{attribute, int, ints, node};
 use std::collections::BTreeSet;
+use velora_graph::onnx::make::{attribute, int, ints, node};
 use velora_graph::onnx::schema::{
     AttributeProto, AttributeType, FunctionProto, GraphProto, NodeProto, OperatorSetIdProto,
     TypeProto, ValueInfoProto, type_proto,

@@ -2,11 +2,12 @@
 
 use super::{Dependence, NAME};
 use crate::names::Names;
-use crate::proto::{int, int_vector, metadata, node, version};
+use crate::proto::{metadata, version};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use velora_graph::analysis::buffers::is_view;
 use velora_graph::dim::Dim;
 use velora_graph::ir::{Graph, NodeId, Origin, Patch, ValueId};
+use velora_graph::onnx::make::{int, int_vector, node};
 use velora_graph::onnx::schema::tensor_shape_proto::{Dimension, dimension};
 use velora_graph::onnx::schema::{
     NodeProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,

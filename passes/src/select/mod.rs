@@ -14,8 +14,8 @@ mod settings;
 
 pub use paper::{Role, role};
 pub use reason::Reason;
-pub(crate) use refusal::PAGE;
 use refusal::{Cut, less_than_a_page, refusal};
+pub(crate) use refusal::{PAGE, element_bytes};
 pub use settings::{
     DEFAULT_DECAY, Directions, Grouping, Init, LayerPlan, LayerSettings, Preset, Selection,
     Storage, sub_token_size,

@@ -219,7 +219,7 @@ pub(super) fn less_than_a_page(
 }
 
 /// The bytes of an element of X.
-fn element_bytes(analyses: &Analyses, site: &Site) -> i64 {
+pub(crate) fn element_bytes(analyses: &Analyses, site: &Site) -> i64 {
     match analyses.shapes.of(site.input).data_type {
         Some(DataType::FLOAT16 | DataType::BFLOAT16) => 2,
         _ => 4,

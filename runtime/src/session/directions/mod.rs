@@ -11,10 +11,9 @@ pub use solve::{Moments, NotFinite, solve};
 
 use std::collections::HashSet;
 use velora_graph::ir::{GraphError, Model, Patch};
-use velora_graph::onnx::schema::tensor_shape_proto::{Dimension, dimension};
+use velora_graph::onnx::make::{int, int_vector, ints, node, tensor_info};
 use velora_graph::onnx::schema::{
-    AttributeProto, AttributeType, NodeProto, StringStringEntryProto, TensorProto,
-    TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
+    AttributeProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto,
 };
 use velora_graph::shapes::DataType;
 
@@ -216,12 +215,12 @@ impl Add {
         let [features, groups, size] =
             [direction.features, direction.groups, direction.size()].map(|n| n as i64);
         self.patch
-            .add_input(info(&direction.name, &direction.shape));
+            .add_input(float_info(&direction.name, &direction.shape));
         let rows = self.reshape(&direction.input, &[-1, features]);
         let measured = match direction.kind {
             Kind::Mean => {
                 let axes = self.integers(&[0]);
-                let keep = integer("keepdims", 0);
+                let keep = int("keepdims", 0);
                 self.node("ReduceSum", &[&rows, &axes], vec![keep])
             }
             Kind::Singular => {
@@ -235,20 +234,14 @@ impl Add {
                 };
                 if direction.by_group() {
                     let tokens = self.reshape(&padded, &[-1, groups, size]);
-                    let perm = AttributeProto {
-                        ints: vec![1, 2, 0],
-                        ..attribute("perm", AttributeType::Ints)
-                    };
+                    let perm = ints("perm", vec![1, 2, 0]);
                     let across = self.node("Transpose", &[&tokens], vec![perm]);
-                    let perm = AttributeProto {
-                        ints: vec![1, 0, 2],
-                        ..attribute("perm", AttributeType::Ints)
-                    };
+                    let perm = ints("perm", vec![1, 0, 2]);
                     let down = self.node("Transpose", &[&tokens], vec![perm]);
                     self.node("MatMul", &[&across, &down], vec![])
                 } else {
                     let tokens = self.reshape(&padded, &[-1, size]);
-                    let turned = integer("transA", 1);
+                    let turned = int("transA", 1);
                     self.node("Gemm", &[&tokens, &tokens], vec![turned])
                 }
             }
@@ -259,22 +252,19 @@ impl Add {
             (Kind::Singular, false) => vec![size, size],
             (Kind::Singular, true) => vec![direction.groups, size, size],
         };
-        self.patch.add_output(info(&measured, &shape));
+        self.patch.add_output(float_info(&measured, &shape));
     }
 
     /// A node of ours, and the name of its output.
     fn node(&mut self, op: &str, inputs: &[&str], attribute: Vec<AttributeProto>) -> String {
         let name = self.name();
         self.nodes.push(NodeProto {
-            input: inputs.iter().map(|&i| i.to_owned()).collect(),
-            output: vec![name.clone()],
-            op_type: Some(op.to_owned()),
             attribute,
             metadata_props: vec![StringStringEntryProto {
                 key: Some("velora.op".to_owned()),
                 value: Some(MEASURE.to_owned()),
             }],
-            ..Default::default()
+            ..node(op, inputs, &name)
         });
         name
     }
@@ -286,13 +276,7 @@ impl Add {
 
     fn integers(&mut self, entries: &[i64]) -> String {
         let name = self.name();
-        self.patch.add_initializer(TensorProto {
-            name: Some(name.clone()),
-            dims: vec![entries.len() as i64],
-            data_type: Some(DataType::INT64.0),
-            int64_data: entries.to_vec(),
-            ..Default::default()
-        });
+        self.patch.add_initializer(int_vector(&name, entries));
         name
     }
 
@@ -306,37 +290,8 @@ impl Add {
 /// The `velora.op` of nodes that measure.
 pub const MEASURE: &str = "Measure";
 
-fn integer(name: &str, value: i64) -> AttributeProto {
-    AttributeProto {
-        i: Some(value),
-        ..attribute(name, AttributeType::Int)
-    }
-}
-
-fn attribute(name: &str, kind: AttributeType) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.to_owned()),
-        r#type: Some(kind as i32),
-        ..Default::default()
-    }
-}
-
-fn info(name: &str, shape: &[usize]) -> ValueInfoProto {
-    let dim = shape.iter().map(|&size| Dimension {
-        value: Some(dimension::Value::DimValue(size as i64)),
-        ..Default::default()
-    });
-    ValueInfoProto {
-        name: Some(name.to_owned()),
-        r#type: Some(TypeProto {
-            value: Some(type_proto::Value::TensorType(type_proto::Tensor {
-                elem_type: Some(DataType::FLOAT.0),
-                shape: Some(TensorShapeProto { dim: dim.collect() }),
-            })),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
+fn float_info(name: &str, shape: &[usize]) -> ValueInfoProto {
+    tensor_info(name, DataType::FLOAT, shape.iter().map(|&size| size as i64))
 }
 
 /// Whether directions of a model are still to be filled, for a message.
