@@ -1,7 +1,7 @@
 //! Arguments of `calibrate`.
 
-use super::run::{positive, threads};
-use super::{ParameterInit, SourceArguments};
+use super::SourceArguments;
+use super::run::{ParameterArguments, positive, threads};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -27,20 +27,9 @@ pub struct CalibrateArguments {
     /// Take samples in the order of the file, instead of the one that `run` takes with the same seed
     #[arg(long, help_heading = "Data")]
     pub no_shuffle: bool,
-    /// Values of parameters (safetensors or npz), in place of the model's defaults
-    #[arg(long, value_name = "F", help_heading = "Parameters")]
-    pub params: Option<PathBuf>,
-    /// How parameters that have no value are drawn
-    #[arg(long, value_name = "KIND", value_enum, help_heading = "Parameters")]
-    pub init_params: Option<ParameterInit>,
-    /// Seed of parameters, of the order of samples, and of dropout
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        help_heading = "Parameters"
-    )]
-    pub seed: u64,
+    /// The parameters.
+    #[command(flatten)]
+    pub parameters: ParameterArguments,
     /// Threads of the CPU; 0 is one per core
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Device",
           value_parser = threads)]

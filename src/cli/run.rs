@@ -67,20 +67,9 @@ pub struct RunArguments {
     /// The greatest norm of all gradients together; longer ones are scaled down
     #[arg(long, value_name = "X", value_parser = above_zero, help_heading = "Training")]
     pub clip: Option<f64>,
-    /// Values of parameters (safetensors or npz), in place of the model's defaults
-    #[arg(long, value_name = "F", help_heading = "Parameters")]
-    pub params: Option<PathBuf>,
-    /// How parameters that have no value are drawn
-    #[arg(long, value_name = "KIND", value_enum, help_heading = "Parameters")]
-    pub init_params: Option<ParameterInit>,
-    /// Seed of parameters, of the order of samples, and of dropout
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        help_heading = "Parameters"
-    )]
-    pub seed: u64,
+    /// The parameters.
+    #[command(flatten)]
+    pub parameters: ParameterArguments,
     /// Write the trained parameters, as safetensors
     #[arg(long, value_name = "F", help_heading = "Parameters")]
     pub save: Option<PathBuf>,
@@ -114,6 +103,25 @@ pub struct RunArguments {
     /// Print the time by operation, and write a trace for Perfetto
     #[arg(long, value_name = "F", help_heading = "Output")]
     pub profile: Option<PathBuf>,
+}
+
+/// The parameters that training starts from.
+#[derive(Args, Debug)]
+pub struct ParameterArguments {
+    /// Values of parameters (safetensors or npz), in place of the model's defaults
+    #[arg(long, value_name = "F", help_heading = "Parameters")]
+    pub params: Option<PathBuf>,
+    /// How parameters that have no value are drawn
+    #[arg(long, value_name = "KIND", value_enum, help_heading = "Parameters")]
+    pub init_params: Option<ParameterInit>,
+    /// Seed of parameters, of the order of samples, and of dropout
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        help_heading = "Parameters"
+    )]
+    pub seed: u64,
 }
 
 /// Optimisers for graphs that have none inside.

@@ -38,7 +38,12 @@ pub fn run(arguments: &CalibrateArguments) -> Result<()> {
     let partition = Partition::new(&loaded.model.graph, &roles);
     let read = |path| data::read(path).context("cannot use the data");
     let samples = read(arguments.data.as_path())?;
-    let parameters = arguments.params.as_deref().map(read).transpose()?;
+    let parameters = arguments
+        .parameters
+        .params
+        .as_deref()
+        .map(read)
+        .transpose()?;
     let cpu = Cpu::new(arguments.threads).context("cannot start threads")?;
     let options = Options {
         data: &samples,
@@ -48,13 +53,13 @@ pub fn run(arguments: &CalibrateArguments) -> Result<()> {
         last: Last::Drop,
         shuffle: !arguments.no_shuffle,
         parameters: parameters.as_ref(),
-        init: arguments.init_params.map(Into::into),
+        init: arguments.parameters.init_params.map(Into::into),
         settings: Settings {
             optimizer: None,
             schedule: Schedule::constant(0.0),
             accumulate: 1,
             clip: None,
-            seed: arguments.seed,
+            seed: arguments.parameters.seed,
             model: String::new(),
         },
         folder: arguments.source.model.parent(),

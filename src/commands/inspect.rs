@@ -88,20 +88,30 @@ fn options(loaded: &Loaded, groups: i64, preset: select::Preset) -> Options {
     }
 }
 
-/// What each preset would rewrite and free.
+/// What each preset would rewrite and free; the report has the first of them already.
 fn presets(loaded: &Loaded, groups: i64, report: &mut Report) -> Result<()> {
+    let totals = &report.totals;
+    let before = totals.saved_bytes_before.clone();
+    let mut add = |preset, sites_rewritten, saved_bytes_after: Amount| {
+        report.presets.push(Preset {
+            preset,
+            sites_rewritten,
+            freed_bytes: &before - &saved_bytes_after,
+            saved_bytes_after,
+        });
+    };
+    add(
+        "freeable",
+        totals.sites_rewritten,
+        totals.saved_bytes_after.clone(),
+    );
     for (name, preset) in [
-        ("freeable", select::Preset::Freeable),
         ("paper", select::Preset::Paper),
         ("all", select::Preset::All),
     ] {
         let (outcome, saved_bytes_after) = rewritten(loaded, groups, preset)?;
-        report.presets.push(Preset {
-            preset: name,
-            sites_rewritten: outcome.decisions.iter().filter(|d| d.rewritten()).count(),
-            freed_bytes: &report.totals.saved_bytes_before - &saved_bytes_after,
-            saved_bytes_after,
-        });
+        let sites = outcome.decisions.iter().filter(|d| d.rewritten()).count();
+        add(name, sites, saved_bytes_after);
     }
     Ok(())
 }

@@ -91,13 +91,11 @@ impl Loaded {
         let model = Model::from_proto(inlined).with_context(|| self.name.clone())?;
         Ok(Cow::Owned(model))
     }
-}
 
-impl Loaded {
-    /// Takes functions apart: the runtime knows operators, not functions.
+    /// Keeps the graph as the runtime takes it.
     ///
     /// # Errors
-    /// Where a function calls itself, or is not there.
+    /// As [`Loaded::executable`].
     fn inline(&mut self) -> Result<()> {
         let inlined = match self.executable()? {
             Cow::Owned(model) => Some(model),

@@ -50,7 +50,12 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let read = |path: &Path| data::read(path).context("cannot use the data");
     let train = read(&arguments.data)?;
     let held_out = arguments.eval.as_deref().map(read).transpose()?;
-    let parameters = arguments.params.as_deref().map(read).transpose()?;
+    let parameters = arguments
+        .parameters
+        .params
+        .as_deref()
+        .map(read)
+        .transpose()?;
     let resumed = arguments
         .resume
         .as_deref()
@@ -64,7 +69,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         schedule: Schedule::constant(arguments.lr),
         accumulate: arguments.accumulate,
         clip: arguments.clip,
-        seed: arguments.seed,
+        seed: arguments.parameters.seed,
         model: model_signature,
     };
     let options = Options {
@@ -79,7 +84,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         },
         shuffle: !arguments.no_shuffle,
         parameters: parameters.as_ref(),
-        init: arguments.init_params.map(Into::into),
+        init: arguments.parameters.init_params.map(Into::into),
         settings,
         folder: arguments.source.model.parent(),
         unfilled: &unfilled,

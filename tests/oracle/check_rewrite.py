@@ -58,10 +58,16 @@ def session(model, optimised):
 
 
 def run_all_values(model, feed):
-    """Every value that a node of the model produces, by name, with the graph optimisations off.
+    """Every value that a node of the model produces and NumPy has a type for, by name, with the graph
+    optimisations off.
 
     As outputs they have a buffer each, so that no reuse of memory can hide or cause a difference."""
-    wanted = [name for node in model.graph.node for name in node.output if name]
+    bfloats = set()
+    for node in model.graph.node:
+        cut = node.op_type == "Cast" and attribute(node, "to") == onnx.TensorProto.BFLOAT16
+        if cut or (node.op_type in ("Reshape", "Slice") and node.input[0] in bfloats):  # a pin hands it on
+            bfloats.update(node.output)
+    wanted = [name for node in model.graph.node for name in node.output if name and name not in bfloats]
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     del copy.graph.output[:]
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
@@ -399,8 +405,9 @@ def sub_tokens(x, groups):
     return np.pad(x, ((0, 0), (0, groups * size - x.shape[1]))).reshape(-1, size)
 
 
-def direction_bound(sub, unit=UNIT):
-    """The normalised mean over sub-tokens in float64, and how far a float32 evaluation may be from it.
+def direction_bound(sub, unit=UNIT, doubt_of_x=0.0):
+    """The normalised mean over sub-tokens in float64, and how far a float32 evaluation may be from it, of an X
+    that may itself be that far away.
 
     The sum s over R rows errs by at most |e| <= gamma(R) A with A the sum of absolute values (any order
     of summation; +1 for a mean in place of a sum). The norm moves by at most ||e||, squares, sum and root
@@ -413,7 +420,7 @@ def direction_bound(sub, unit=UNIT):
     if norm == 0:
         return np.full(size, size**-0.5), gamma(3, unit) * np.full(size, size**-0.5)
     v = total / norm
-    error = gamma(rows + 1, unit) * np.abs(sub).sum(0)
+    error = gamma(rows + 1, unit) * np.abs(sub).sum(0) + rows * doubt_of_x
     left = norm - np.linalg.norm(error)
     if left <= 0:
         return v, np.full(size, np.inf)

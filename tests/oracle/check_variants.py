@@ -28,8 +28,8 @@ import tempfile
 import numpy as np
 import onnx
 
-from check_rewrite import (UNIT, attribute, chain, depends_on, gamma, random_feed, ratio, role, rounding_noise, session,
-                           unpinned)
+from check_rewrite import (UNIT, attribute, chain, depends_on, direction_bound, gamma, random_feed, ratio, role,
+                           rounding_noise, run_all_values, sub_tokens, unpinned)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GRAPHS = ["mlp", "llama_tiny", "vit_tiny"]
@@ -54,21 +54,6 @@ VARIANTS = [
 ]
 
 
-def values(model, feed):
-    """Every value at the top of the graph that NumPy has a type for, by name."""
-    short = set()
-    for node in model.graph.node:
-        cut = node.op_type == "Cast" and attribute(node, "to") == onnx.TensorProto.BFLOAT16
-        if cut or (node.op_type in ("Reshape", "Slice") and node.input[0] in short):  # a pin hands it on
-            short.update(node.output)
-    wanted = [name for node in model.graph.node for name in node.output if name and name not in short]
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
-    del copy.graph.output[:]
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    runner = session(copy, optimised=False)
-    return dict(zip(wanted, runner.run(wanted, {i.name: feed[i.name] for i in runner.get_inputs()})))
-
-
 class Site:
     """A rewritten gradient, from its `FactoredWeightGrad`."""
 
@@ -82,33 +67,23 @@ class Site:
         self.x = producers[here].input[0]
 
 
-def sub_tokens(x, groups):
-    """[N, G, M], zero-padded where G does not divide D."""
+def tokens_of(x, groups):
+    """The sub-tokens of each token, [N, G, M]."""
     rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    size = -(-rows.shape[1] // groups)
-    return np.pad(rows, ((0, 0), (0, groups * size - rows.shape[1]))).reshape(len(rows), groups, size)
+    return sub_tokens(rows, groups).reshape(len(rows), groups, -1)
 
 
 def sets(v, groups):
     """v as [G, R, M]."""
     v = v.astype(np.float64)
-    return np.broadcast_to(v if v.ndim == 3 else v.reshape(-1, v.shape[-1]), (groups, *v.reshape(-1, v.shape[-1]).shape)
-                           ) if v.ndim < 3 else v
+    return v if v.ndim == 3 else np.tile(v.reshape(1, -1, v.shape[-1]), (groups, 1, 1))
 
 
 def mean(sub, by_group, doubt_of_x=0.0):
-    """The mean directions [1 or G, M] in float64, and a bound of a float32 evaluation (see check_rewrite) from an X
-    that may be that far away."""
-    sub = sub.transpose(1, 0, 2) if by_group else sub.reshape(1, -1, sub.shape[-1])
-    total, error = sub.sum(1), gamma(sub.shape[1] + 1) * np.abs(sub).sum(1) + sub.shape[1] * doubt_of_x
-    norm = np.linalg.norm(total, axis=-1, keepdims=True)
-    size = sub.shape[-1]
-    v = np.where(norm > 0, total / np.where(norm > 0, norm, 1), size**-0.5)
-    left = norm - np.linalg.norm(error, axis=-1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        doubt = (error + np.abs(v) * np.linalg.norm(error, axis=-1, keepdims=True)) / left
-    doubt = np.where(left > 0, doubt, np.where(norm > 0, np.inf, 0))
-    return v, doubt + gamma(size + 4) * (np.abs(v) + doubt)
+    """The mean directions [1 or G, M] in float64, and their bounds."""
+    parts = sub.transpose(1, 0, 2) if by_group else [sub.reshape(-1, sub.shape[-1])]
+    found = [direction_bound(part, doubt_of_x=doubt_of_x) for part in parts]
+    return tuple(np.stack(arrays) for arrays in zip(*found))
 
 
 class Check:
@@ -129,7 +104,7 @@ class Check:
     def direction(self, site, init, x, v, previous, decay, noise):
         """Whether v is what the init says; `previous` is v before the step. Of a direction that our runtime
         calibrated, `noise` is how far its X may be from that of ONNX Runtime."""
-        sub = sub_tokens(x, site.groups)
+        sub = tokens_of(x, site.groups)
         by_group, size = v.ndim == 3, sub.shape[-1]
         found = v.reshape(-1, size).astype(np.float64)
         if init in ("batch-average", "first-batch", "running-average"):
@@ -163,7 +138,7 @@ class Check:
             self.failures.append(f"{site.x}: a uniform direction has entries that are not positive")
 
     def gradient(self, site, storage, x, dy, v, z, found):
-        sub, v = sub_tokens(x, site.groups), sets(v, site.groups)
+        sub, v = tokens_of(x, site.groups), sets(v, site.groups)
         tokens, groups, size = sub.shape
         exact = np.einsum("ngm,grm->ngr", sub, v).reshape(tokens, -1)
         bound = gamma(size) * np.einsum("ngm,grm->ngr", np.abs(sub), np.abs(v)).reshape(tokens, -1)
@@ -257,8 +232,8 @@ def check_variant(tool, path, original, feed, before, noise, arguments, check):
         check.failures.append("nothing is rewritten")
     state = {i.name: constants[i.name] for i in functions.graph.input if i.name.startswith("velora.")}
     for _ in range(STEPS if state else 1):
-        after = values(functions, {**feed, **state})
-        other = values(inline, {**feed, **state})
+        after = run_all_values(functions, {**feed, **state})
+        other = run_all_values(inline, {**feed, **state})
         known = lambda name: constants[name] if name in constants else after[name]
         for site in sites:
             v = known(site.v)
@@ -287,7 +262,7 @@ def main():
         original = onnx.load(path)
         open_sizes = {d.dim_param for i in original.graph.input for d in i.type.tensor_type.shape.dim if d.dim_param}
         feed = random_feed(original, {name: BATCH if "batch" in name else 16 for name in open_sizes})
-        before = values(original, feed)
+        before = run_all_values(original, feed)
         noise = rounding_noise(original, feed, before, [n for n, v in before.items() if v.dtype == np.float32])
         check = Check()
         for arguments in VARIANTS:

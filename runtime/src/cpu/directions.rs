@@ -221,7 +221,7 @@ where
 
 /// Writes a vector of length 1; entries that the vector does not have are 0. `otherwise` gives the
 /// entries where its norm is below the least normal number.
-fn normalised<T: Number>(
+pub(super) fn normalised<T: Number>(
     vector: impl Iterator<Item = f64> + Clone,
     to: &mut [T],
     otherwise: impl Fn(usize) -> f64,

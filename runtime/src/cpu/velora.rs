@@ -1,6 +1,7 @@
 //! Compressed activations: every kernel reads or writes the large operand once, in order.
 
 use super::Machine;
+use super::directions::normalised;
 use super::memory::Call;
 use super::number::{Float, Lane, Number, with_float};
 use super::reduce::Columns;
@@ -285,15 +286,8 @@ where
         }
     }
     // The norm of the mean is that of the sum over the number of sub-tokens, which falls out.
-    let norm = sums.iter().map(|sum| sum * sum).sum::<f64>().sqrt();
     let even = 1.0 / (size as f64).sqrt();
-    for (v, sum) in v.iter_mut().zip(sums) {
-        let entry = match norm < f64::from(f32::MIN_POSITIVE) {
-            true => even,
-            false => *sum / norm,
-        };
-        *v = T::narrow(T::Lane::narrow(entry));
-    }
+    normalised(sums.iter().copied(), v, |_| even);
 }
 
 /// The sums over rows and places of some channels.
