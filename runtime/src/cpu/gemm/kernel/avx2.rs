@@ -25,61 +25,59 @@ macro_rules! kernel {
                 let row = job.c.wrapping_add(row * job.c_stride);
                 _mm_prefetch::<_MM_HINT_T0>(row.cast());
             }
+            // A loop that is not unrolled would reach the sums through an address, and they would live in
+            // memory rather than in registers: 31 instead of 84 GF/s on Zen 3. Hence a loop for each task,
+            // with a body of a line or two and borders that are constants.
             let mut sums = [[$zero(); 2]; R];
-            let mut step = |p: usize| {
+            for p in 0..k {
                 let group = b.wrapping_add(p * b_stride);
-                let mut right = [$zero(); 2];
-                for (v, right) in right.iter_mut().enumerate() {
-                    // SAFETY: the right operand has `k` groups of two vectors.
-                    *right = unsafe { $load(group.add(v * $lanes)) };
-                }
-                for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: the right operand has `k` groups of two vectors.
+                let right = unsafe { [$load(group), $load(group.add($lanes))] };
+                for row in 0..R {
                     let at = if PACKED { p * a_stride + row } else { row * a_stride + p };
                     // SAFETY: the left operand has an element for every row of the tile and every `p`.
                     let left = $splat(unsafe { *a.add(at) });
-                    for (sum, &right) in sums.iter_mut().zip(&right) {
-                        *sum = $fmadd(left, right, *sum);
-                    }
+                    sums[row][0] = $fmadd(left, right[0], sums[row][0]);
+                    sums[row][1] = $fmadd(left, right[1], sums[row][1]);
                 }
-            };
-            let mut p = 0;
-            while p + 4 <= k {
-                step(p);
-                step(p + 1);
-                step(p + 2);
-                step(p + 3);
-                p += 4;
-            }
-            while p < k {
-                step(p);
-                p += 1;
             }
             let (alpha, beta) = ($splat(job.alpha), $splat(job.beta));
-            for (row, sums) in sums.iter().enumerate() {
-                let place = job.c.wrapping_add(row * job.c_stride);
-                if job.cols == NR {
-                    for (v, &sum) in sums.iter().enumerate() {
-                        let value = $mul(sum, alpha);
-                        // SAFETY: the row has `NR` columns.
-                        unsafe {
-                            let place = place.add(v * $lanes);
-                            let value = if job.beta == 0.0 {
-                                value
-                            } else {
-                                $fmadd(beta, $load(place), value)
-                            };
-                            $store(place, value);
-                        }
+            for row in 0..R {
+                sums[row] = [$mul(sums[row][0], alpha), $mul(sums[row][1], alpha)];
+            }
+            if job.cols == NR && job.beta == 0.0 {
+                for row in 0..R {
+                    // SAFETY: the row has `NR` columns.
+                    unsafe {
+                        let place = job.c.add(row * job.c_stride);
+                        $store(place, sums[row][0]);
+                        $store(place.add($lanes), sums[row][1]);
                     }
-                } else {
-                    let mut local = [0.0; NR];
-                    for (v, &sum) in sums.iter().enumerate() {
-                        // SAFETY: the array has two vectors.
-                        unsafe { $store(local.as_mut_ptr().add(v * $lanes), $mul(sum, alpha)) };
+                }
+            } else if job.cols == NR {
+                for row in 0..R {
+                    // SAFETY: the row has `NR` columns.
+                    unsafe {
+                        let place = job.c.add(row * job.c_stride);
+                        let second = place.add($lanes);
+                        $store(place, $fmadd(beta, $load(place), sums[row][0]));
+                        $store(second, $fmadd(beta, $load(second), sums[row][1]));
                     }
+                }
+            } else {
+                let mut local = [[0.0; NR]; R];
+                for row in 0..R {
+                    let place = local[row].as_mut_ptr();
+                    // SAFETY: a row of the array has two vectors.
+                    unsafe {
+                        $store(place, sums[row][0]);
+                        $store(place.add($lanes), sums[row][1]);
+                    }
+                }
+                for (row, local) in local.iter().enumerate() {
                     for (col, &value) in local.iter().enumerate().take(job.cols) {
-                        // SAFETY: the column exists.
-                        let place = unsafe { &mut *place.add(col) };
+                        // SAFETY: the element lies in the tile.
+                        let place = unsafe { &mut *job.c.add(row * job.c_stride + col) };
                         *place =
                             if job.beta == 0.0 { value } else { job.beta.mul_add(*place, value) };
                     }
