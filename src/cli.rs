@@ -182,6 +182,10 @@ pub struct MethodArguments {
     /// How much of a running average stays in a step, from 0 to below 1 [default: 0.9]
     #[arg(long, value_name = "X", value_parser = finite, help_heading = "Method")]
     pub decay: Option<f64>,
+    /// How gradients of rewritten weights leave the graph: as dW, or as P and v with dW = v ⊗ P, which
+    /// needs a direction that stays ([default: first-batch] then) [default: full]
+    #[arg(long, value_name = "FORM", value_enum, help_heading = "Method")]
+    pub gradients: Option<Gradients>,
     /// Seed of random directions [default: 0]
     // Up to what TOML can hold, so that every seed fits a plan.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64),
@@ -300,6 +304,16 @@ pub enum Directions {
     Shared,
     /// Each group has its own
     Group,
+}
+
+/// In which form gradients of rewritten weights leave the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gradients {
+    /// As dW, as in the graph that came in
+    Full,
+    /// As P and v with dW = v ⊗ P, where nothing on the way to the output needs dW
+    Factored,
 }
 
 /// Which of the possible layers are rewritten.

@@ -12,6 +12,7 @@
 //! rank = 1
 //! directions = "shared"        # shared, group
 //! decay = 0.9
+//! gradients = "full"           # full, factored
 //!
 //! [[layer]]
 //! param = "fc1.weight"         # the parameter's name in the graph
@@ -19,7 +20,7 @@
 //! groups = 16                  # any of the keys of [defaults]
 //! ```
 
-use crate::cli::{Directions, Init, Storage};
+use crate::cli::{Directions, Gradients, Init, Storage};
 use crate::suggest::nearest;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,8 @@ pub struct Defaults {
     pub directions: Option<Directions>,
     /// How much of a running average stays in a step.
     pub decay: Option<f64>,
+    /// How gradients leave the graph.
+    pub gradients: Option<Gradients>,
 }
 
 /// One `[[layer]]`.
@@ -94,6 +97,8 @@ pub struct LayerPlan {
     pub directions: Option<Directions>,
     /// As in [`Defaults`].
     pub decay: Option<f64>,
+    /// As in [`Defaults`].
+    pub gradients: Option<Gradients>,
 }
 
 impl Plan {

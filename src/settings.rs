@@ -1,7 +1,9 @@
 //! What the user asked for, from the command line and a plan: the plan's settings for a layer, else
 //! the command line's, else the plan's defaults, else the tool's.
 
-use crate::cli::{Directions, Init, MethodArguments, Select, SelectionArguments, Storage};
+use crate::cli::{
+    Directions, Gradients, Init, MethodArguments, Select, SelectionArguments, Storage,
+};
 use crate::plan_file::{self, Defaults, Plan, VERSION};
 use anyhow::{Context, Result};
 use regex::{Regex, RegexSet};
@@ -50,6 +52,7 @@ same_names!(Storage {
     Int8
 });
 same_names!(Directions { Shared, Group });
+same_names!(Gradients { Full, Factored });
 
 /// What `inspect` asks: what could be freed with that many groups.
 pub fn inspection(groups: i64) -> Selection {
@@ -73,6 +76,13 @@ pub fn selection(
         let set = RegexSet::new(list.iter().map(Regex::as_str));
         set.context("--include and --exclude")
     };
+    let gradients = method.gradients.or(below.gradients);
+    let gradients = gradients.unwrap_or(Gradients::Full);
+    let usual_init = match gradients {
+        Gradients::Full => Init::BatchAverage,
+        // The mean as well, but one that stays.
+        Gradients::Factored => Init::FirstBatch,
+    };
     Ok(Selection {
         preset: match arguments.select {
             Select::Freeable => Preset::Freeable,
@@ -86,11 +96,7 @@ pub fn selection(
             grouping: grouping(method.groups, method.sub_token_size)
                 .or(grouping(below.groups, below.sub_token_size))
                 .unwrap_or(Grouping::Groups(DEFAULT_GROUPS)),
-            init: method
-                .init
-                .or(below.init)
-                .unwrap_or(Init::BatchAverage)
-                .into(),
+            init: method.init.or(below.init).unwrap_or(usual_init).into(),
             scale: method.scale.or(below.scale).unwrap_or(1.0),
             seed: method.seed.or(below.seed).unwrap_or(0),
             storage: method
@@ -105,6 +111,7 @@ pub fn selection(
                 .unwrap_or(Directions::Shared)
                 .into(),
             decay: method.decay.or(below.decay).unwrap_or(DEFAULT_DECAY),
+            gradients: gradients.into(),
         },
         chosen: method.groups.is_some() || method.sub_token_size.is_some(),
         layers: layers.into_iter().map(layer_plan).collect(),
@@ -127,6 +134,7 @@ fn layer_plan(layer: plan_file::LayerPlan) -> (String, LayerPlan) {
         rank: layer.rank,
         directions: layer.directions.map(Into::into),
         decay: layer.decay,
+        gradients: layer.gradients.map(Into::into),
     };
     (layer.param, plan)
 }
@@ -159,6 +167,7 @@ pub fn plan<'a>(selection: &Selection, layers: impl IntoIterator<Item = (&'a str
             rank: unusual(settings.rank, 1),
             directions: unusual(settings.directions, select::Directions::Shared).map(Into::into),
             decay: unusual(settings.decay, DEFAULT_DECAY),
+            gradients: unusual(settings.gradients, select::Gradients::Full).map(Into::into),
         });
     }
     let (groups, sub_token_size) = keys(selection.defaults.grouping);
@@ -176,6 +185,8 @@ pub fn plan<'a>(selection: &Selection, layers: impl IntoIterator<Item = (&'a str
             directions: unusual(selection.defaults.directions, select::Directions::Shared)
                 .map(Into::into),
             decay: unusual(selection.defaults.decay, DEFAULT_DECAY),
+            gradients: unusual(selection.defaults.gradients, select::Gradients::Full)
+                .map(Into::into),
         },
         layers: entries,
     }
@@ -234,7 +245,8 @@ mod tests {
         let before = selected(
             "--sub-token-size 6 --init random --seed 5 --scale 0.1 --storage int8 --decay 0.5",
             "version = 1\n[[layer]]\nparam = 'a'\ngroups = 3\ninit = 'none'\nrank = 2\n\
-             [[layer]]\nparam = 'b'\ninit = 'running-average'\ndirections = 'group'\n",
+             [[layer]]\nparam = 'b'\ninit = 'running-average'\ndirections = 'group'\n\
+             [[layer]]\nparam = 'c'\ngradients = 'factored'\n",
         );
         let text = plan(
             &before,

@@ -88,10 +88,28 @@ pub struct Program {
 pub struct Trained {
     /// The weight.
     pub parameter: TensorId,
-    /// Its gradient.
+    /// Its gradient, or P of a factored one.
     pub gradient: TensorId,
-    /// What the optimiser keeps for it.
+    /// What the optimiser keeps for it, of the gradient's shape.
     pub state: Vec<TensorId>,
+    /// What makes the gradient of P.
+    pub factor: Option<Factor<TensorId>>,
+}
+
+/// The direction v of a factored gradient `dW = v ⊗ P`, and how it cuts the weight; `T` is what stands for
+/// a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Factor<T> {
+    /// v, `[M]`, or [G, M] where each group has its own.
+    pub direction: T,
+    /// G.
+    pub groups: usize,
+    /// D.
+    pub features: usize,
+    /// O.
+    pub outputs: usize,
+    /// Whether the weight is [O, D] and P [O, G], rather than [D, O] and [G, O].
+    pub features_last: bool,
 }
 
 impl Program {
@@ -135,9 +153,12 @@ impl Program {
         producers
     }
 
-    /// What a step is for: the outputs, the gradients, and what the graph updates.
+    /// What a step is for: the outputs, the gradients with their directions, and what the graph updates.
     pub fn wanted(&self) -> impl Iterator<Item = TensorId> {
-        let gradients = self.trained.iter().map(|trained| trained.gradient);
+        let gradients = self.trained.iter().flat_map(|trained| {
+            let direction = trained.factor.as_ref().map(|factor| factor.direction);
+            [trained.gradient].into_iter().chain(direction)
+        });
         let outputs = self.outputs.iter().chain(&self.carried).copied();
         outputs.chain(gradients)
     }

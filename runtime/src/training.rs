@@ -10,7 +10,7 @@ use crate::ops::Op;
 use crate::ops::accumulate::Accumulate;
 use crate::ops::elementwise;
 use crate::plan::Region;
-use crate::program::{Operation, Program, Source, TensorId, Trained};
+use crate::program::{Factor, Operation, Program, Source, TensorId, Trained};
 use crate::session::directions::MEASURE;
 use crate::tensor::TensorType;
 use std::collections::BTreeSet;
@@ -47,6 +47,19 @@ pub struct Parameter {
     pub output: usize,
     /// The input that is the accumulator's buffer.
     pub buffer: Option<usize>,
+    /// Of a factored gradient: the output that is the direction, and how it cuts the parameter.
+    pub factor: Option<Factored>,
+}
+
+/// How a gradient `dW = v ⊗ P` is handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Factored {
+    /// The output that is v.
+    pub direction: usize,
+    /// G.
+    pub groups: usize,
+    /// Whether the parameter is [O, D] rather than [D, O].
+    pub features_last: bool,
 }
 
 impl Signature {
@@ -86,7 +99,8 @@ impl Signature {
                 signature.measured.push(position);
             }
         }
-        for (_, made, from, to) in pairs {
+        for (_, value, from, to) in pairs {
+            let made = value;
             taken.insert(from);
             if inside {
                 signature.updated.push((from, to));
@@ -102,10 +116,18 @@ impl Signature {
             taken.extend(buffer);
             // The flag that tells the accumulator to start anew.
             taken.extend(read(2));
+            let factored = roles.factored.iter().find(|f| f.gradient == value);
             signature.trained.push(Parameter {
                 input: from,
                 output: to,
                 buffer,
+                factor: factored.and_then(|factored| {
+                    Some(Factored {
+                        direction: output(factored.direction)?,
+                        groups: usize::try_from(factored.groups).ok()?,
+                        features_last: factored.features_last,
+                    })
+                }),
             });
         }
         signature.others = (0..graph.inputs().len())
@@ -192,9 +214,10 @@ impl Wired {
     pub fn forget_gradients(&mut self) {
         let program = &mut self.program;
         for number in 0..program.trained.len() {
-            let ty = program.ty(program.trained[number].parameter).clone();
+            let ty = program.ty(program.trained[number].gradient).clone();
             let kept = Source::Kept(Region::Gradients);
             program.trained[number].gradient = program.add("gradient", ty, kept);
+            program.trained[number].factor = None;
         }
         program.carried.clear();
         program.reset = None;
@@ -274,12 +297,22 @@ pub fn wire(
                 program.ty(gradient)
             )));
         }
-        if program.ty(gradient).elements() != ty.elements() {
-            return Err(missing(&format!(
-                "the gradient is {} and the parameter {ty}",
-                program.ty(gradient)
-            )));
-        }
+        let factor = match &parameter.factor {
+            Some(factored) => {
+                let direction = outputs[factored.direction];
+                let types = [&ty, program.ty(gradient), program.ty(direction)];
+                let cut = factor(factored, direction, types);
+                Some(cut.map_err(|problem| missing(&problem))?)
+            }
+            None if program.ty(gradient).elements() == ty.elements() => None,
+            None => {
+                return Err(missing(&format!(
+                    "the gradient is {} and the parameter {ty}",
+                    program.ty(gradient)
+                )));
+            }
+        };
+        let of_gradient = program.ty(gradient).clone();
         let gradient = match gradients {
             Gradients::Fresh => fresh(&mut program, gradient, &name),
             Gradients::Summed => {
@@ -297,13 +330,14 @@ pub fn wire(
         let state = (0..state)
             .map(|number| {
                 let name = format!("{name}/state{number}");
-                (program).add(name, ty.clone(), Source::Kept(Region::Optimizer))
+                (program).add(name, of_gradient.clone(), Source::Kept(Region::Optimizer))
             })
             .collect();
         program.trained.push(Trained {
             parameter: weight,
             gradient,
             state,
+            factor,
         });
     }
     carry(&mut program, graph, signature, &outputs)?;
@@ -314,6 +348,44 @@ pub fn wire(
         loss,
         logits,
         measured,
+    })
+}
+
+/// How a direction cuts a parameter; `types` are those of the parameter, P and the direction.
+fn factor(
+    factored: &Factored,
+    direction: TensorId,
+    types: [&TensorType; 3],
+) -> Result<Factor<TensorId>, String> {
+    let [weight, factors, v] = types;
+    let fits = |features: usize, outputs: usize| {
+        let size = features.div_ceil(factored.groups.max(1));
+        let own = factored.groups.checked_mul(size)?;
+        let expected = match factored.features_last {
+            true => [outputs, factored.groups],
+            false => [factored.groups, outputs],
+        };
+        let valid = factored.groups > 0
+            && factors.shape == expected
+            && v.data_type == DataType::FLOAT
+            && (v.elements() == size || v.elements() == own);
+        valid.then_some(Factor {
+            direction,
+            groups: factored.groups,
+            features,
+            outputs,
+            features_last: factored.features_last,
+        })
+    };
+    let cut = match (weight.shape.as_slice(), factored.features_last) {
+        (&[outputs, features], true) | (&[features, outputs], false) => fits(features, outputs),
+        _ => None,
+    };
+    cut.ok_or_else(|| {
+        format!(
+            "its gradient is factored as {factors} and {v} in {} groups, and the parameter {weight}",
+            factored.groups
+        )
     })
 }
 

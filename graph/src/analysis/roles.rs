@@ -31,9 +31,26 @@ pub struct Roles {
     /// Of those, directions of compressed activations that the graph hands from step to step: the input
     /// with the last one, and the output with the next.
     pub directions: Vec<(ValueId, ValueId)>,
+    /// Of the gradients, those that a rewrite of ours hands out as factors.
+    pub factored: Vec<Factored>,
     /// Of the others, outputs that might be gradients all the same, each with an input of its very shape
     /// that has none.
     pub doubtful: Vec<(ValueId, ValueId)>,
+}
+
+/// A gradient `dW = v ⊗ P` that is handed out as P and v.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Factored {
+    /// The parameter, [D, O] or [O, D].
+    pub parameter: ValueId,
+    /// The output with P, [G, O] or [O, G], or the flag of the accumulator that sums it up.
+    pub gradient: ValueId,
+    /// The output with v, `[M]`, or [G, M] where each group has its own.
+    pub direction: ValueId,
+    /// G.
+    pub groups: i64,
+    /// Whether the parameter is [O, D].
+    pub features_last: bool,
 }
 
 /// Why roles could not be told.
@@ -105,6 +122,8 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
     let mut gradients = Vec::new();
     let mut others = Vec::new();
     let mut directions = Vec::new();
+    let factored = factored(graph);
+    let of_factors: BTreeSet<ValueId> = factored.iter().map(|f| f.direction).collect();
     for (&output, info) in graph.outputs().iter().zip(graph.output_infos()) {
         if Some(output) == hinted_loss {
             continue;
@@ -112,6 +131,15 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
         if let Some(last) = last_direction(graph, output) {
             directions.push((last, output));
             others.push(output);
+            continue;
+        }
+        if of_factors.contains(&output) {
+            others.push(output);
+            continue;
+        }
+        let ours = factored.iter().find(|f| f.gradient == output);
+        if let Some(ours) = ours {
+            gradients.push((ours.parameter, output));
             continue;
         }
         let owner =
@@ -132,7 +160,9 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
         None => {
             let among: BTreeSet<ValueId> = others.iter().copied().collect();
             // A direction may have one entry.
-            let moves = |value: &ValueId| directions.iter().any(|(_, next)| next == value);
+            let moves = |value: &ValueId| {
+                of_factors.contains(value) || directions.iter().any(|(_, next)| next == value)
+            };
             let scalars = (graph.outputs().iter().zip(graph.output_infos()))
                 .filter(|(value, info)| is_scalar(info) && among.contains(value) && !moves(value));
             let candidates: Vec<_> = scalars.map(|(&value, info)| (value, info.name())).collect();
@@ -160,8 +190,34 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
         gradients,
         others,
         directions,
+        factored,
         doubtful,
     })
+}
+
+/// The gradients that are handed out as factors, by the marks that the rewrite left.
+fn factored(graph: &Graph) -> Vec<Factored> {
+    let mark = |output: ValueId, key: &str| {
+        let made = graph.producer(graph.unpinned(output))?;
+        graph.node(made).metadata(key)
+    };
+    let outputs = graph.outputs().iter().copied();
+    let directions: BTreeMap<&str, ValueId> = { outputs.clone() }
+        .filter_map(|output| Some((mark(output, "velora.direction_of")?, output)))
+        .collect();
+    let inputs: BTreeMap<&str, ValueId> = (graph.inputs().iter())
+        .map(|&input| (graph.value(input).name.as_str(), input))
+        .collect();
+    let one = |gradient: ValueId| {
+        Some(Factored {
+            parameter: *inputs.get(mark(gradient, "velora.factored")?)?,
+            gradient,
+            direction: *directions.get(graph.value(gradient).name.as_str())?,
+            groups: mark(gradient, "velora.groups")?.parse().ok()?,
+            features_last: mark(gradient, "velora.axis")? == "1",
+        })
+    };
+    outputs.filter_map(one).collect()
 }
 
 /// The input whose next value an output is, where a rewrite of ours made both.

@@ -10,8 +10,8 @@ use crate::onnx::schema::{
 };
 use std::collections::{HashMap, HashSet};
 
-/// Nodes added and removed, reads redirected, outputs renamed, inputs, outputs and constants added, order
-/// changed.
+/// Nodes added and removed, reads redirected, outputs renamed, inputs, outputs and constants added or
+/// exchanged, order changed.
 #[derive(Clone, Debug, Default)]
 pub struct Patch {
     /// The pass that made it.
@@ -26,6 +26,8 @@ pub struct Patch {
     renamed: HashMap<(NodeId, usize), String>,
     inputs: Vec<ValueInfoProto>,
     outputs: Vec<ValueInfoProto>,
+    other_inputs: HashMap<ValueId, ValueInfoProto>,
+    other_outputs: HashMap<ValueId, Vec<ValueInfoProto>>,
     initializers: Vec<TensorProto>,
     unread: HashSet<String>,
     infos: Vec<ValueInfoProto>,
@@ -54,6 +56,8 @@ impl Patch {
             && self.renamed.is_empty()
             && self.inputs.is_empty()
             && self.outputs.is_empty()
+            && self.other_inputs.is_empty()
+            && self.other_outputs.is_empty()
             && self.initializers.is_empty()
             && self.unread.is_empty()
             && self.infos.is_empty()
@@ -109,6 +113,16 @@ impl Patch {
     /// Adds an output of the graph, behind the others.
     pub fn add_output(&mut self, info: ValueInfoProto) {
         self.outputs.push(info);
+    }
+
+    /// Puts another input in the place of one.
+    pub fn exchange_input(&mut self, input: ValueId, info: ValueInfoProto) {
+        self.other_inputs.insert(input, info);
+    }
+
+    /// Puts other outputs in the place of one.
+    pub fn exchange_output(&mut self, output: ValueId, infos: Vec<ValueInfoProto>) {
+        self.other_outputs.insert(output, infos);
     }
 
     /// Adds a constant.
@@ -201,7 +215,19 @@ impl Graph {
             .retain(|info| !gone.contains(info.name()) && !patch.unread.contains(info.name()));
         proto.value_info.extend(patch.infos.iter().cloned());
         proto.node = nodes;
+        for (info, value) in proto.input.iter_mut().zip(&self.inputs) {
+            if let Some(other) = patch.other_inputs.get(value) {
+                info.clone_from(other);
+            }
+        }
         proto.input.extend(patch.inputs.iter().cloned());
+        let declared = std::mem::take(&mut proto.output);
+        for (info, value) in declared.into_iter().zip(&self.outputs) {
+            match patch.other_outputs.get(value) {
+                Some(others) => proto.output.extend(others.iter().cloned()),
+                None => proto.output.push(info),
+            }
+        }
         proto.output.extend(patch.outputs.iter().cloned());
         proto
             .initializer

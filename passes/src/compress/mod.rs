@@ -6,12 +6,14 @@
 //! `dγ[g·M+m] = s·v[m]·Σ_n z[n, g]·dY[n, g·M+m]`. Where the node does more than the contraction (a `Gemm`
 //! that also adds, the gradient of a convolution), it stays and reads the reconstructed X̂ instead of X.
 //! With R directions, z is [..., G·R], and the products are sums over
-//! them; docs/numerics.md has the formulas.
+//! them; docs/numerics.md has the formulas. Where gradients are to leave the graph as factors, P stands in
+//! the place of dW all the way to the output.
 //!
 //! Everything else keeps its nodes, names and order, so that forward values and input gradients are
 //! bit for bit what they were.
 
 mod direction;
+mod factors;
 mod form;
 mod reconstruct;
 mod scale_grad;
@@ -59,6 +61,8 @@ pub fn compress(
         names: Names::new(&model.graph),
         patch: Patch::new(NAME, reason),
         used: BTreeMap::new(),
+        factors: BTreeMap::new(),
+        made: BTreeMap::new(),
         axes: chosen.iter().any(|(_, site)| site.kind == Kind::Conv),
         inline,
     };
@@ -70,7 +74,9 @@ pub fn compress(
         };
         let settings = &decision.settings;
         match &site.form {
-            Form::Weight(of) => emit.weight_grad(site, of, settings, form)?,
+            Form::Weight(of) => {
+                emit.weight_grad(site, of, settings, form, decision.gradient.route())?;
+            }
             Form::Scale(of) => emit.scale_grad(site, of, settings, form)?,
             Form::Reconstructed => emit.reconstructed(site, settings, form)?,
         }
@@ -95,6 +101,10 @@ struct Emit<'a> {
     patch: Patch,
     /// Which variants of which operators are called.
     used: BTreeMap<Op, BTreeSet<Variant>>,
+    /// By value on the way of a factored gradient: the name of its factor.
+    factors: BTreeMap<ValueId, String>,
+    /// By node that makes a factored gradient: what stands in its place.
+    made: BTreeMap<NodeId, Vec<NodeProto>>,
     /// Whether calls say which axis the features are: where some are channels, since a function has one
     /// list of attributes for all of its calls.
     axes: bool,

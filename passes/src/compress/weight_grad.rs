@@ -1,9 +1,11 @@
 //! Weight gradients from compressed activations.
 
 use super::Emit;
+use super::factors::{Direction, Operands};
 use super::form::Compressed;
 use crate::ops::{Op, Variant};
-use crate::select::LayerSettings;
+use crate::select::{Directions, LayerSettings, sub_token_size};
+use velora_graph::analysis::sites::route::Route;
 use velora_graph::analysis::sites::{Site, WeightGrad};
 use velora_graph::ir::ValueId;
 use velora_graph::onnx::make::{float, int, ints};
@@ -12,13 +14,15 @@ use velora_graph::shapes::DataType;
 use velora_graph::text::ParseError;
 
 impl Emit<'_> {
-    /// dW from z, dY and v, in the place of the contraction.
+    /// dW from z, dY and v, in the place of the contraction; or P from z and dY, where the gradient leaves
+    /// the graph along a route of factors.
     pub(super) fn weight_grad(
         &mut self,
         site: &Site,
         of: &WeightGrad,
         settings: &LayerSettings,
         form: &Compressed,
+        route: Option<&Route>,
     ) -> Result<(), ParseError> {
         let parameter = self.name(site.parameter).to_owned();
         let metadata = self.metadata_of(site, settings, form);
@@ -42,6 +46,26 @@ impl Emit<'_> {
             nodes.push(self.reshape(&gradient, &rows, outputs, &metadata));
             gradient = rows;
         }
+        let scale = (settings.scale * f64::from(of.scale)) as f32;
+        let (loading, [z, v]) = self.load_like(site, of.gradient, form, &metadata)?;
+        nodes.extend(loading);
+        if let Some(route) = route {
+            let direction = Direction {
+                v: form.v.clone(),
+                data_type: self.type_of(site.input),
+                groups: form.groups,
+                size: sub_token_size(site.features, form.groups),
+                own: settings.directions == Directions::Group,
+            };
+            let operands = Operands {
+                z: &z,
+                gradient: &gradient,
+                scale,
+            };
+            nodes.push(self.factor(of, operands, &metadata));
+            self.route(route, site, &direction, nodes);
+            return Ok(());
+        }
         let variant = Variant {
             transposed: of.transposed,
             any_float: self.type_of(of.gradient) != DataType::FLOAT,
@@ -51,11 +75,9 @@ impl Emit<'_> {
             int("groups", form.groups),
             int("features", site.features),
             int("transposed", of.transposed.into()),
-            float("scale", (settings.scale * f64::from(of.scale)) as f32),
+            float("scale", scale),
         ];
         let result = self.first_output(of.result);
-        let (loading, [z, v]) = self.load_like(site, of.gradient, form, &metadata)?;
-        nodes.extend(loading);
         nodes.extend(self.call(
             Op::FactoredWeightGrad,
             variant,

@@ -6,6 +6,7 @@
 //! chosen where its compressed form would not be smaller, where the tensor lives in any case (a
 //! graph input, a constant, an output), or where its type or layout cannot be compressed.
 
+mod factor;
 mod fit;
 mod paper;
 mod reason;
@@ -17,13 +18,14 @@ pub use reason::Reason;
 use refusal::{Cut, less_than_a_page, refusal};
 pub(crate) use refusal::{PAGE, element_bytes};
 pub use settings::{
-    DEFAULT_DECAY, Directions, Grouping, Init, LayerPlan, LayerSettings, Preset, Selection,
+    DEFAULT_DECAY, Directions, Gradients, Grouping, Init, LayerPlan, LayerSettings, Preset, Selection,
     Storage, sub_token_size,
 };
 
 use std::collections::BTreeMap;
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::saved::{Reader, readers};
+use velora_graph::analysis::sites::route::Route;
 use velora_graph::analysis::sites::{Kind, Obstacle, Site, sites_behind};
 use velora_graph::ir::{Graph, NodeId, ValueId};
 
@@ -57,6 +59,29 @@ pub struct Decision {
     pub settings: LayerSettings,
     /// Backward readers of the tensor that stay.
     pub kept_alive_by: Vec<Keeper>,
+    /// In which form the gradient leaves the graph.
+    pub gradient: GradientForm,
+}
+
+/// In which form a gradient leaves the graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GradientForm {
+    /// As dW, as was asked for.
+    Full,
+    /// As dW though P was asked for; why, as a clause.
+    Unfactored(String),
+    /// As P and v, along a way on which nothing needs dW.
+    Factored(Route),
+}
+
+impl GradientForm {
+    /// The way of a factored gradient.
+    pub fn route(&self) -> Option<&Route> {
+        match self {
+            GradientForm::Factored(route) => Some(route),
+            _ => None,
+        }
+    }
 }
 
 impl Decision {
@@ -192,6 +217,7 @@ pub fn select(
             message,
             settings,
             kept_alive_by,
+            gradient: GradientForm::Full,
         });
     }
     for unfit in &sites.unfit {
@@ -214,10 +240,12 @@ pub fn select(
             message: unfit.why.to_owned(),
             settings: selection.settings(&graph.value(unfit.parameter).name),
             kept_alive_by: others.cloned().collect(),
+            gradient: GradientForm::Full,
         });
     }
     decisions.sort_by_key(|d| d.node);
     agree(graph, &decisions)?;
+    factor::decide(graph, analyses, &mut decisions);
     Ok(decisions)
 }
 
@@ -384,8 +412,9 @@ fn agree(graph: &Graph, decisions: &[Decision]) -> Result<(), SelectError> {
             let settings = d.settings;
             LayerSettings {
                 grouping: Grouping::Groups(settings.grouping.groups(features)),
-                // Each gradient has its own factor.
+                // Each gradient has its own factor and form.
                 scale: 1.0,
+                gradients: Gradients::Full,
                 seed: if settings.init.is_drawn() {
                     settings.seed
                 } else {

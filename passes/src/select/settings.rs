@@ -113,6 +113,25 @@ impl Directions {
     }
 }
 
+/// In which form the gradient of a rewritten weight leaves the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gradients {
+    /// As dW, of the weight's shape.
+    Full,
+    /// As P and v with dW = v ⊗ P, where nothing but compressed activations makes it.
+    Factored,
+}
+
+impl Gradients {
+    /// The name on the command line and in plans.
+    pub fn name(self) -> &'static str {
+        match self {
+            Gradients::Full => "full",
+            Gradients::Factored => "factored",
+        }
+    }
+}
+
 /// How wide a token is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grouping {
@@ -161,6 +180,8 @@ pub struct LayerSettings {
     pub directions: Directions,
     /// How much of a running average stays in a step, from 0 to 1.
     pub decay: f64,
+    /// In which form the gradient leaves the graph.
+    pub gradients: Gradients,
 }
 
 impl LayerSettings {
@@ -175,6 +196,7 @@ impl LayerSettings {
             rank: 1,
             directions: Directions::Shared,
             decay: DEFAULT_DECAY,
+            gradients: Gradients::Full,
         }
     }
 
@@ -233,6 +255,8 @@ pub struct LayerPlan {
     pub directions: Option<Directions>,
     /// Its own decay of a running average.
     pub decay: Option<f64>,
+    /// Its own form of the gradient.
+    pub gradients: Option<Gradients>,
 }
 
 /// Which sites are wanted.
@@ -295,6 +319,7 @@ impl Selection {
             rank: plan.rank.unwrap_or(self.defaults.rank),
             directions: plan.directions.unwrap_or(self.defaults.directions),
             decay: plan.decay.unwrap_or(self.defaults.decay),
+            gradients: plan.gradients.unwrap_or(self.defaults.gradients),
         }
     }
 }
@@ -343,6 +368,15 @@ fn check(layer: &str, settings: &LayerSettings) -> Result<(), SelectError> {
     if settings.directions == Directions::Group && settings.init == Init::None {
         let same = "shared with init none, whose directions are the same for every group";
         return wrong("directions", &settings.directions.name(), same);
+    }
+    if settings.gradients == Gradients::Factored && settings.init.is_computed() {
+        let fixed = "first-batch, svd, random, uniform or none with factored gradients, whose direction may \
+                     not change from step to step";
+        return wrong("init", &settings.init.name(), fixed);
+    }
+    if settings.gradients == Gradients::Factored && settings.rank > 1 {
+        let one = "1 with factored gradients: a mean square of several terms has no factors";
+        return wrong("the rank", &settings.rank, one);
     }
     if !(0.0..1.0).contains(&settings.decay) {
         return wrong("the decay", &settings.decay, "from 0 to below 1");

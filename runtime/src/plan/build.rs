@@ -8,7 +8,7 @@ use super::{
     TrainedOperands,
 };
 use crate::backend::Backend;
-use crate::program::{Program, Source, TensorId};
+use crate::program::{Factor, Program, Source, TensorId};
 use crate::tensor::TensorType;
 use thiserror::Error;
 use velora_graph::analysis::order::TaskError;
@@ -259,16 +259,24 @@ impl<'p> Builder<'p> {
         let outputs: Vec<Operand> = (program.outputs.iter())
             .map(|&id| self.operand(id))
             .collect();
-        let trained = (program.trained.iter())
+        let trained: Vec<TrainedOperands> = (program.trained.iter())
             .map(|trained| TrainedOperands {
                 parameter: self.operand(trained.parameter),
                 gradient: self.operand(trained.gradient),
                 state: trained.state.iter().map(|&id| self.operand(id)).collect(),
+                factor: trained.factor.as_ref().map(|factor| Factor {
+                    direction: self.operand(factor.direction),
+                    groups: factor.groups,
+                    features: factor.features,
+                    outputs: factor.outputs,
+                    features_last: factor.features_last,
+                }),
             })
             .collect();
         let reset = program.reset.map(|id| self.operand(id));
         let end = self.steps.len();
-        for output in &outputs {
+        let directions = trained.iter().filter_map(|t| Some(&t.factor.as_ref()?.direction));
+        for output in outputs.iter().chain(directions) {
             self.buffers[output.buffer.index()].lifetime.1 = end;
         }
         let mut constants = Vec::new();

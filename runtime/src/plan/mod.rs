@@ -13,6 +13,7 @@ pub mod show;
 pub use build::{PlanError, build, build_unfused};
 
 use crate::ops::Op;
+use crate::program::Factor;
 use crate::tensor::{Tensor, TensorType};
 
 /// Every buffer starts at a multiple of this many bytes: a cache line, and the widest vector.
@@ -120,10 +121,12 @@ pub struct Step {
 pub struct TrainedOperands {
     /// The weight.
     pub parameter: Operand,
-    /// Its gradient.
+    /// Its gradient, or P of a factored one.
     pub gradient: Operand,
-    /// What the optimiser keeps for it.
+    /// What the optimiser keeps for it, of the gradient's shape.
     pub state: Vec<Operand>,
+    /// What makes the gradient of P.
+    pub factor: Option<Factor<Operand>>,
 }
 
 /// What memory a plan takes, and what the least would be.

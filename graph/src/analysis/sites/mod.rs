@@ -20,6 +20,7 @@ mod embedding;
 mod hidden;
 mod linear;
 mod recurrent;
+pub mod route;
 mod scale;
 
 use super::buffers::{Buffers, is_view};

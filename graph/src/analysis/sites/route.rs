@@ -107,6 +107,9 @@ impl Search<'_> {
         let label = || format!("'{}' ({})", node.label(self.graph), node.op());
         let opaque = || Err(format!("{} makes it of more than contractions", label()));
         let first = read(0);
+        if node.outputs.iter().flatten().count() != 1 {
+            return opaque();
+        }
         let features_last = match (node.domain(), node.op()) {
             ("", "Identity") => self.only(first)?,
             ("", "Cast") if self.keeps_float(node) => self.only(first)?,
