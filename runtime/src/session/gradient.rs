@@ -1,35 +1,16 @@
-//! Gradients between the backward pass and the optimiser: accumulation, the global norm, clipping.
+//! Gradients between the backward pass and the optimiser: the global norm, clipping.
 //!
 //! Sums are taken in chunks whose borders depend on the lengths only, and added up in a fixed order: the
 //! bits are the same for any number of threads. Nothing is allocated within a pool of rayon.
 
 use pulp::Arch;
-use rayon::prelude::*;
+use std::ops::Range;
 
-use super::optimizer::CHUNK;
+use super::optimizer::{CHUNK, Factor};
 use crate::cpu::rows::vectorize;
 
 /// Partial sums in flight within a chunk: enough for two vectors of AVX-512.
 const LANES: usize = 16;
-
-/// Adds a gradient to the sum of those of the batch's earlier parts; of unequal lengths, the shorter
-/// counts.
-pub fn accumulate(sum: &mut [f32], gradient: &[f32]) {
-    let arch = Arch::new();
-    let chunks = (sum.par_chunks_mut(CHUNK), gradient.par_chunks(CHUNK));
-    chunks.into_par_iter().for_each(|(sum, gradient)| {
-        vectorize(
-            arch,
-            #[inline(always)]
-            |(sum, gradient): (&mut [f32], &[f32])| {
-                for (sum, g) in sum.iter_mut().zip(gradient) {
-                    *sum += g;
-                }
-            },
-            (sum, gradient),
-        );
-    });
-}
 
 /// The sum of the squares, in double precision.
 pub fn sum_of_squares(gradient: &[f32]) -> f64 {
@@ -62,6 +43,88 @@ fn chunk(gradient: &[f32]) -> f64 {
         },
         gradient,
     )
+}
+
+/// ‖v ⊗ P‖², the sum of the squares of a factored gradient, in double precision:
+/// Σ_g ‖v(g)‖² Σ_o P², over the entries of v that count in each group.
+///
+/// `gradient` is P. What no feature belongs to does not count, not even as zero times infinity. Where the
+/// factor does not fit itself or P, the sum is not a number: a step with such a norm is not taken.
+pub fn factored_sum_of_squares(factor: &Factor<'_>, gradient: &[f32]) -> f64 {
+    if !factor.fits(gradient.len()) {
+        return f64::NAN;
+    }
+    // Without outputs there may be any number of groups.
+    if gradient.is_empty() {
+        return 0.0;
+    }
+    match factor.features_last {
+        false => group_rows(factor, gradient, 0..factor.occupied()),
+        true => {
+            let tiles = (0..factor.occupied()).step_by(LANES);
+            let tiles = tiles.map(|first| {
+                let last = factor.occupied().min(first + LANES);
+                let mut norms = [0f64; LANES];
+                for (norm, group) in norms.iter_mut().zip(first..last) {
+                    *norm = sum_of_squares(factor.group(group));
+                }
+                group_columns(gradient, factor.groups, first..last, &norms)
+            });
+            tiles.sum()
+        }
+    }
+}
+
+/// Of groups whose rows of P lie one after the other.
+fn group_rows(factor: &Factor<'_>, gradient: &[f32], groups: Range<usize>) -> f64 {
+    let outputs = factor.outputs;
+    if groups.len() > 1 && groups.len() * outputs > CHUNK {
+        let middle = groups.start + groups.len() / 2;
+        let (first, others) = rayon::join(
+            || group_rows(factor, gradient, groups.start..middle),
+            || group_rows(factor, gradient, middle..groups.end),
+        );
+        return first + others;
+    }
+    let terms = groups.map(|group| {
+        let row = &gradient[group * outputs..(group + 1) * outputs];
+        sum_of_squares(factor.group(group)) * sum_of_squares(row)
+    });
+    terms.sum()
+}
+
+/// Of some groups, at most [`LANES`], that are columns of P, given their ‖v(g)‖².
+fn group_columns(
+    gradient: &[f32],
+    groups: usize,
+    columns: Range<usize>,
+    norms: &[f64; LANES],
+) -> f64 {
+    let rows = gradient.len() / groups;
+    if rows > 1 && rows * columns.len() > CHUNK {
+        let (first, others) = gradient.split_at(rows / 2 * groups);
+        let (first, others) = rayon::join(
+            || group_columns(first, groups, columns.clone(), norms),
+            || group_columns(others, groups, columns.clone(), norms),
+        );
+        return first + others;
+    }
+    let sums = vectorize(
+        Arch::new(),
+        #[inline(always)]
+        |gradient: &[f32]| {
+            let mut sums = [0f64; LANES];
+            for row in gradient.chunks_exact(groups) {
+                for (sum, &g) in sums.iter_mut().zip(&row[columns.clone()]) {
+                    *sum += f64::from(g) * f64::from(g);
+                }
+            }
+            sums
+        },
+        gradient,
+    );
+    let terms = norms[..columns.len()].iter().zip(&sums);
+    terms.map(|(norm, sum)| norm * sum).sum()
 }
 
 /// The Euclidean norm of all gradients together, in the order given.

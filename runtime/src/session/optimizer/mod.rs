@@ -3,10 +3,16 @@
 //! [`Optimizer::update`] passes over memory once, in chunks whose borders depend on the length only, and
 //! computes each element alone, with additions, multiplications, divisions and square roots that are
 //! rounded one by one. The bits are therefore the same for any number of threads and on any processor.
+//! [`Optimizer::update_factored`] does the same from a gradient that is a direction times a small tensor,
+//! and keeps state of the size of the small tensor.
 
-use crate::cpu::rows::vectorize;
-use pulp::Arch;
-use rayon::prelude::*;
+mod factored;
+mod full;
+
+pub use factored::Factor;
+
+use factored::Momentum;
+use full::{Adam, Sgd};
 use serde::{Deserialize, Serialize};
 
 /// Elements that one thread takes at a time: 64 KiB of each tensor.
@@ -88,6 +94,37 @@ pub enum OptimizerError {
         found: usize,
         /// How many the optimiser has.
         expected: usize,
+    },
+    /// A slice that has not the length that a [`Factor`] gives it.
+    #[error("{what} has {found} elements, but its factor says {expected}")]
+    FactoredLength {
+        /// Which tensor.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length by the factor.
+        expected: usize,
+    },
+    /// A [`Factor`] that no tensor can have.
+    #[error("{groups} groups of {features} features, {outputs} outputs: {reason}")]
+    Layout {
+        /// The groups.
+        groups: usize,
+        /// The features that are cut into groups.
+        features: usize,
+        /// The outputs.
+        outputs: usize,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// State that does not factor, because the parameter's decay enters it.
+    #[error(
+        "weight decay {weight_decay} is added to the gradient, so its mean is not the direction times a \
+         smaller mean: use adamw, or no weight decay"
+    )]
+    CoupledDecay {
+        /// The decay.
+        weight_decay: f64,
     },
 }
 
@@ -189,12 +226,7 @@ impl Optimizer {
                 },
                 state,
             ) => {
-                let sgd = Sgd {
-                    scale: step.gradient_scale,
-                    decay: weight_decay as f32,
-                    momentum: momentum as f32,
-                    step: -step.learning_rate as f32,
-                };
+                let sgd = Sgd::new(step, momentum, weight_decay);
                 match (state, nesterov) {
                     ([direction, ..], false) => {
                         sgd.directed::<false>(parameter, gradient, direction)
@@ -231,146 +263,112 @@ impl Optimizer {
         }
         Ok(())
     }
-}
 
-#[derive(Clone, Copy)]
-struct Sgd {
-    scale: f32,
-    decay: f32,
-    momentum: f32,
-    /// The learning rate, negative.
-    step: f32,
-}
-
-impl Sgd {
-    /// The gradient that counts. Without decay nothing is added, not even the zero that an infinite
-    /// parameter would turn into NaN.
-    #[inline(always)]
-    fn gradient(self, w: f32, g: f32) -> f32 {
-        let g = g * self.scale;
-        if self.decay == 0.0 {
-            g
-        } else {
-            g + self.decay * w
+    /// Whether the state of this optimiser factors: whether, with a direction v that stays, all that the
+    /// optimiser keeps of gradients v ⊗ P is v or v² times a tensor of P's shape.
+    ///
+    /// Decay that is added to the gradient makes the mean v ⊗ m + Σ decay·W, which is no such product:
+    /// [`OptimizerError::CoupledDecay`]. Where there is no state, there is none that would have to factor.
+    pub fn check_factored(&self) -> Result<(), OptimizerError> {
+        match *self {
+            Optimizer::Sgd { weight_decay, .. } | Optimizer::Adam { weight_decay, .. }
+                if weight_decay != 0.0 && !self.state().is_empty() =>
+            {
+                Err(OptimizerError::CoupledDecay { weight_decay })
+            }
+            _ => Ok(()),
         }
     }
 
-    fn plain(self, parameter: &mut [f32], gradient: &[f32]) {
-        let arch = Arch::new();
-        let chunks = (parameter.par_chunks_mut(CHUNK), gradient.par_chunks(CHUNK));
-        chunks.into_par_iter().for_each(|(w, g)| {
-            vectorize(
-                arch,
-                #[inline(always)]
-                |(w, g): (&mut [f32], &[f32])| {
-                    for (w, g) in w.iter_mut().zip(g) {
-                        *w += self.step * self.gradient(*w, *g);
-                    }
-                },
-                (w, g),
-            );
-        });
-    }
-
-    fn directed<const NESTEROV: bool>(
-        self,
+    /// Updates one parameter W whose gradient is v ⊗ P, and its state: [`Optimizer::update`] for the
+    /// expanded gradient, but for roundings, without anything of W's size beside W.
+    ///
+    /// [`Factor`] says which elements of W, of v (its direction) and of P (`gradient`) belong together.
+    /// `state` has the tensors of [`Optimizer::state`], in that order, of P's shape, zero at first: m_P
+    /// stands for the mean v ⊗ m_P, s_P for the mean square v² ⊗ s_P. With p = P · `gradient_scale` and
+    /// the learning rate η:
+    ///
+    /// - without state: W −= η (v p + decay W);
+    /// - momentum: d = μ d + p, then W −= η v d; with Nesterov W −= η v (p + μ d);
+    /// - Adam: m += (1 − β₁)(p − m), s = β₂ s + (1 − β₂) p², then
+    ///   W = keep W − η̂ v m / (|v| √s / r + ε), where keep is 1 − η decay, and η̂ and r are η and 1 with
+    ///   the bias corrections.
+    ///
+    /// The state of all groups is updated, also of those that hold no feature. W is swept once. Allocates
+    /// nothing when called within the pool of rayon that is to do the work.
+    ///
+    /// Errors are those of [`Optimizer::check_factored`], a factor that does not fit itself, and lengths
+    /// that it does not fit; nothing is written then.
+    pub fn update_factored(
+        &self,
+        step: &Step,
         parameter: &mut [f32],
+        factor: &Factor<'_>,
         gradient: &[f32],
-        direction: &mut [f32],
-    ) {
-        let arch = Arch::new();
-        let chunks = (
-            parameter.par_chunks_mut(CHUNK),
-            gradient.par_chunks(CHUNK),
-            direction.par_chunks_mut(CHUNK),
-        );
-        chunks.into_par_iter().for_each(|(w, g, d)| {
-            vectorize(
-                arch,
-                #[inline(always)]
-                |(w, g, d): (&mut [f32], &[f32], &mut [f32])| {
-                    for ((w, g), d) in w.iter_mut().zip(g).zip(d) {
-                        let g = self.gradient(*w, *g);
-                        *d = self.momentum * *d + g;
-                        let along = if NESTEROV { g + self.momentum * *d } else { *d };
-                        *w += self.step * along;
-                    }
-                },
-                (w, g, d),
-            );
-        });
-    }
-}
-
-/// Adam's numbers of one step, computed in double precision and rounded once.
-#[derive(Clone, Copy)]
-struct Adam {
-    scale: f32,
-    /// The decay that is added to the gradient.
-    decay: f32,
-    /// What the parameter keeps of itself: 1 less the decoupled decay.
-    keep: f32,
-    /// One less the first beta.
-    fresh_mean: f32,
-    beta2: f32,
-    /// One less the second beta.
-    fresh_square: f32,
-    /// The root of the second bias correction.
-    root: f32,
-    epsilon: f32,
-    /// The learning rate over the first bias correction, negative.
-    step: f32,
-}
-
-impl Adam {
-    fn new(step: &Step, betas: [f64; 2], epsilon: f64, decay: f64, decoupled: f64) -> Self {
-        let number = step.number.max(1) as f64;
-        let correction = betas.map(|beta| 1.0 - beta.powf(number));
-        Adam {
-            scale: step.gradient_scale,
-            decay: decay as f32,
-            keep: (1.0 - step.learning_rate * decoupled) as f32,
-            fresh_mean: (1.0 - betas[0]) as f32,
-            beta2: betas[1] as f32,
-            fresh_square: (1.0 - betas[1]) as f32,
-            root: correction[1].sqrt() as f32,
-            epsilon: epsilon as f32,
-            step: (-step.learning_rate / correction[0]) as f32,
+        state: &mut [&mut [f32]],
+    ) -> Result<(), OptimizerError> {
+        self.check_factored()?;
+        factor.check(parameter.len(), gradient.len())?;
+        let names = self.state();
+        if state.len() != names.len() {
+            return Err(OptimizerError::States {
+                found: state.len(),
+                expected: names.len(),
+            });
         }
-    }
+        for (name, tensor) in names.iter().zip(state.iter()) {
+            factored::length(name, tensor.len(), gradient.len())?;
+        }
 
-    fn update<const DECAY: bool>(
-        self,
-        parameter: &mut [f32],
-        gradient: &[f32],
-        mean: &mut [f32],
-        square: &mut [f32],
-    ) {
-        let arch = Arch::new();
-        let chunks = (
-            parameter.par_chunks_mut(CHUNK),
-            gradient.par_chunks(CHUNK),
-            mean.par_chunks_mut(CHUNK),
-            square.par_chunks_mut(CHUNK),
-        );
-        chunks.into_par_iter().for_each(|(w, g, m, v)| {
-            vectorize(
-                arch,
-                #[inline(always)]
-                |(w, g, m, v): (&mut [f32], &[f32], &mut [f32], &mut [f32])| {
-                    for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
-                        let mut g = g * self.scale;
-                        if DECAY {
-                            g += self.decay * *w;
-                        }
-                        *m += self.fresh_mean * (g - *m);
-                        *v = self.beta2 * *v + self.fresh_square * (g * g);
-                        let size = v.sqrt() / self.root + self.epsilon;
-                        *w = *w * self.keep + self.step * (*m / size);
-                    }
+        match (*self, state) {
+            (
+                Optimizer::Sgd {
+                    momentum,
+                    nesterov,
+                    weight_decay,
                 },
-                (w, g, m, v),
-            );
-        });
+                state,
+            ) => {
+                let sgd = Sgd::new(step, momentum, weight_decay);
+                match (state, nesterov) {
+                    ([direction, ..], false) => {
+                        sgd.factored_momentum(gradient, direction);
+                        factored::sweep(Momentum(sgd), factor, direction, direction, parameter);
+                    }
+                    ([direction, ..], true) => {
+                        sgd.factored_momentum(gradient, direction);
+                        factored::sweep(sgd, factor, gradient, direction, parameter);
+                    }
+                    ([], _) => factored::sweep(sgd, factor, gradient, gradient, parameter),
+                }
+            }
+            (
+                Optimizer::Adam {
+                    betas,
+                    epsilon,
+                    weight_decay: _,
+                },
+                [mean, square],
+            ) => {
+                let adam = Adam::new(step, betas, epsilon, 0.0, 0.0);
+                adam.factored_means(gradient, mean, square);
+                factored::sweep(adam, factor, mean, square, parameter);
+            }
+            (
+                Optimizer::AdamW {
+                    betas,
+                    epsilon,
+                    weight_decay,
+                },
+                [mean, square],
+            ) => {
+                let adam = Adam::new(step, betas, epsilon, 0.0, weight_decay);
+                adam.factored_means(gradient, mean, square);
+                factored::sweep(adam, factor, mean, square, parameter);
+            }
+            // The number of tensors was compared above.
+            _ => {}
+        }
+        Ok(())
     }
 }
