@@ -182,9 +182,15 @@ pub struct MethodArguments {
     /// How much of a running average stays in a step, from 0 to below 1 [default: 0.9]
     #[arg(long, value_name = "X", value_parser = finite, help_heading = "Method")]
     pub decay: Option<f64>,
-    /// How gradients of rewritten weights leave the graph: as dW, or as P and v with dW = v ⊗ P, which
-    /// needs a direction that stays ([default: first-batch] then) [default: full]
-    #[arg(long, value_name = "FORM", value_enum, help_heading = "Method")]
+    /// How gradients of rewritten weights leave the graph; factored ones need a direction that stays, and
+    /// make first-batch the default of --init [default: full]
+    #[arg(
+        id = "gradient_form",
+        long = "gradients",
+        value_name = "FORM",
+        value_enum,
+        help_heading = "Method"
+    )]
     pub gradients: Option<Gradients>,
     /// Seed of random directions [default: 0]
     // Up to what TOML can hold, so that every seed fits a plan.

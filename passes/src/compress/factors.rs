@@ -12,9 +12,7 @@ use velora_graph::analysis::sites::{Site, WeightGrad};
 use velora_graph::ir::{NodeId, ValueId};
 use velora_graph::onnx::make::{float, int, tensor_info};
 use velora_graph::onnx::schema::tensor_shape_proto::dimension;
-use velora_graph::onnx::schema::{
-    NodeProto, StringStringEntryProto, ValueInfoProto, type_proto,
-};
+use velora_graph::onnx::schema::{NodeProto, StringStringEntryProto, ValueInfoProto, type_proto};
 use velora_graph::shapes::DataType;
 
 /// What P is made from.
@@ -54,8 +52,16 @@ impl Emit<'_> {
             false => [z, gradient],
             true => [gradient, z],
         };
-        let result = self.graph.node(of.result).outputs.first().copied().flatten();
-        let name = result.map(|value| self.factor_name(value)).unwrap_or_default();
+        let result = self
+            .graph
+            .node(of.result)
+            .outputs
+            .first()
+            .copied()
+            .flatten();
+        let name = result
+            .map(|value| self.factor_name(value))
+            .unwrap_or_default();
         let mut node = self.plain("Gemm", &inputs, &name, metadata);
         node.attribute.push(int("transA", 1));
         if operands.scale != 1.0 {
@@ -149,7 +155,9 @@ impl Emit<'_> {
             maker.metadata_props.push(entry("factored", &parameter));
             maker.metadata_props.push(entry("axis", &axis.to_string()));
             if route.nodes.last().is_some() {
-                maker.metadata_props.push(entry("groups", &direction.groups.to_string()));
+                maker
+                    .metadata_props
+                    .push(entry("groups", &direction.groups.to_string()));
             }
         }
         let wanted = self.type_of(route.buffer.unwrap_or(route.output));

@@ -44,7 +44,10 @@ fn one_direction(
         let label = || graph.node(*product).label(graph);
         let found = by_node.get(product).and_then(|&place| decisions.get(place));
         let Some(decision) = found.filter(|d| d.rewritten()) else {
-            return Err(format!("'{}', which is not rewritten, is a part of it", label()));
+            return Err(format!(
+                "'{}', which is not rewritten, is a part of it",
+                label()
+            ));
         };
         if decision.settings.gradients != Gradients::Factored {
             return Err(format!("'{}' is to make a full gradient", label()));

@@ -18,8 +18,8 @@ pub use reason::Reason;
 use refusal::{Cut, less_than_a_page, refusal};
 pub(crate) use refusal::{PAGE, element_bytes};
 pub use settings::{
-    DEFAULT_DECAY, Directions, Gradients, Grouping, Init, LayerPlan, LayerSettings, Preset, Selection,
-    Storage, sub_token_size,
+    DEFAULT_DECAY, Directions, Gradients, Grouping, Init, LayerPlan, LayerSettings, Preset,
+    Selection, Storage, sub_token_size,
 };
 
 use std::collections::BTreeMap;

@@ -4,8 +4,9 @@ use super::memory::{Cut, Memory};
 use super::{Cpu, execute};
 use crate::backend::{Backend, Executable, Fault, Observer, StepContext};
 use crate::plan::{BufferId, Operand, Plan, Step};
-use crate::session::gradient::global_norm;
-use crate::session::optimizer::{Optimizer, Step as OptimizerStep};
+use crate::program;
+use crate::session::gradient::{factored_sum_of_squares, sum_of_squares};
+use crate::session::optimizer::{Factor, Optimizer, Step as OptimizerStep};
 use std::time::Instant;
 
 /// A plan and how its steps borrow from the block.
@@ -140,12 +141,22 @@ impl Executable for Prepared<'_> {
 
     fn gradient_norm(&self) -> f64 {
         let plan = self.plan();
-        let gradients = plan.trained.iter().map(|trained| {
-            let buffer = plan.buffer(trained.gradient.buffer);
+        let floats = |operand: &Operand| -> &[f32] {
+            let buffer = plan.buffer(operand.buffer);
             let bytes = &self.memory.bytes()[buffer.offset..buffer.offset + buffer.bytes];
             bytemuck::cast_slice(bytes)
+        };
+        let squares = plan.trained.iter().map(|trained| {
+            let gradient = floats(&trained.gradient);
+            match &trained.factor {
+                None => sum_of_squares(gradient),
+                Some(factor) => {
+                    let cut = cut(factor, floats(&factor.direction));
+                    factored_sum_of_squares(&cut, gradient)
+                }
+            }
         });
-        self.cpu.pool.install(|| global_norm(gradients))
+        self.cpu.pool.install(|| squares.sum::<f64>().sqrt())
     }
 
     fn update(&mut self, optimizer: &Optimizer, step: &OptimizerStep) -> Result<(), Fault> {
@@ -160,11 +171,13 @@ impl Executable for Prepared<'_> {
                 };
                 // Where there is no second or third state, an empty span in its place.
                 let state = |number| trained.state.get(number).map_or(0..0, span);
+                let direction = trained.factor.as_ref().map(|factor| &factor.direction);
                 let spans = [
                     span(&trained.parameter),
                     span(&trained.gradient),
                     state(0),
                     state(1),
+                    direction.map_or(0..0, span),
                 ];
                 let fault = |message: String| Fault::Data {
                     node: plan.buffer(trained.parameter.buffer).name.clone(),
@@ -175,20 +188,23 @@ impl Executable for Prepared<'_> {
                     touch(touched, &plan.regions, span.start, span.end);
                 }
                 let parts = memory.get_disjoint_mut(spans);
-                let [parameter, gradient, first, second] =
+                let [parameter, gradient, first, second, direction] =
                     parts.map_err(|error| fault(error.to_string()))?;
                 let mut state: [&mut [f32]; 2] = [
                     bytemuck::cast_slice_mut(first),
                     bytemuck::cast_slice_mut(second),
                 ];
-                optimizer
-                    .update(
-                        step,
-                        bytemuck::cast_slice_mut(parameter),
-                        bytemuck::cast_slice(gradient),
-                        &mut state[..trained.state.len().min(2)],
-                    )
-                    .map_err(|error| fault(error.to_string()))?;
+                let parameter = bytemuck::cast_slice_mut(parameter);
+                let gradient = bytemuck::cast_slice(gradient);
+                let state = &mut state[..trained.state.len().min(2)];
+                let updated = match &trained.factor {
+                    None => optimizer.update(step, parameter, gradient, state),
+                    Some(factor) => {
+                        let cut = cut(factor, bytemuck::cast_slice(direction));
+                        optimizer.update_factored(step, parameter, &cut, gradient, state)
+                    }
+                };
+                updated.map_err(|error| fault(error.to_string()))?;
             }
             Ok(())
         })
@@ -196,6 +212,17 @@ impl Executable for Prepared<'_> {
 
     fn touched(&self) -> [usize; 6] {
         self.touched
+    }
+}
+
+/// How a direction cuts a parameter, with its numbers.
+fn cut<'m>(factor: &program::Factor<Operand>, direction: &'m [f32]) -> Factor<'m> {
+    Factor {
+        direction,
+        groups: factor.groups,
+        features: factor.features,
+        outputs: factor.outputs,
+        features_last: factor.features_last,
     }
 }
 

@@ -275,7 +275,9 @@ impl<'p> Builder<'p> {
             .collect();
         let reset = program.reset.map(|id| self.operand(id));
         let end = self.steps.len();
-        let directions = trained.iter().filter_map(|t| Some(&t.factor.as_ref()?.direction));
+        let directions = trained
+            .iter()
+            .filter_map(|t| Some(&t.factor.as_ref()?.direction));
         for output in outputs.iter().chain(directions) {
             self.buffers[output.buffer.index()].lifetime.1 = end;
         }

@@ -3,6 +3,7 @@
 use super::bind::{BindError, Bound, bind, samples};
 use super::directions::Unfilled;
 use super::init::{InitError, Scheme, distribution, draw};
+use super::optimizer::OptimizerError;
 use super::prepare::{Common, Ports, PrepareError, Purpose, plan};
 use super::trainer::{Session, Settings, kept};
 use crate::backend::{Backend, Fault};
@@ -80,6 +81,14 @@ pub enum StartError {
          clipped; leave out --accumulate and --clip"
     )]
     Inside,
+    /// The optimiser needs gradients at full size, and some come as factors.
+    #[error("the gradient of '{parameter}' is factored: {problem}")]
+    Factored {
+        /// The first parameter with a factored gradient.
+        parameter: String,
+        /// Why the optimiser cannot.
+        problem: OptimizerError,
+    },
     /// A default that cannot be read.
     #[error("the default of parameter '{name}': {problem}")]
     Default {
@@ -186,6 +195,12 @@ pub fn start<'b>(
                 .to_owned(),
         );
         settings.optimizer = None;
+    }
+    let factored = signature.trained.iter().find(|p| p.factor.is_some());
+    if let (Some(parameter), Some(optimizer)) = (factored, settings.optimizer) {
+        let parameter = names[parameter.input].clone();
+        let problem = optimizer.check_factored();
+        problem.map_err(|problem| StartError::Factored { parameter, problem })?;
     }
     let common = Common {
         model,

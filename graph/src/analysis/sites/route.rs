@@ -91,7 +91,10 @@ impl Search<'_> {
             return Ok(known);
         }
         let Some(id) = self.graph.producer(value) else {
-            return Err(format!("'{}', which no node makes, is a part of it", self.name(value)));
+            return Err(format!(
+                "'{}', which no node makes, is a part of it",
+                self.name(value)
+            ));
         };
         if let Some(&(product, transposed)) = self.results.get(&id) {
             self.route.products.push(product);
@@ -197,7 +200,11 @@ impl Search<'_> {
             }
         }
         let outputs = self.graph.outputs().iter();
-        if outputs.filter(|&&output| output == self.route.output).count() > 1 {
+        if outputs
+            .filter(|&&output| output == self.route.output)
+            .count()
+            > 1
+        {
             return Err("it is an output twice".to_owned());
         }
         Ok(())
@@ -223,7 +230,9 @@ impl Search<'_> {
         matches!(value.origin, Origin::Input(_))
             && value.users.len() == 1
             && !value.is_output
-            && !defaults.into_iter().any(|tensor| tensor.name() == value.name)
+            && !defaults
+                .into_iter()
+                .any(|tensor| tensor.name() == value.name)
     }
 
     fn sizes(&self, value: ValueId) -> Option<Vec<i64>> {
