@@ -14,8 +14,11 @@ use rayon::prelude::*;
 /// Elements of the parameter that one thread takes at a time: 256 KiB, so that tiles serve many rows.
 const BLOCK: usize = 1 << 16;
 
-/// Elements of a tile. Two tiles and as much of a row are 12 KiB, which stay in the first cache; a row's
-/// part is a page, along which processors fetch ahead.
+/// Elements of a tile of outputs: longer ones mean fewer jumps from row to row, which cost more than tiles
+/// that do not stay in the first cache.
+const OUTPUTS: usize = 4096;
+
+/// Elements of a tile of groups, or of features laid out; five such tiles stay in the first cache.
 const TILE: usize = 1024;
 
 /// Up to this number of features, a group is shorter than the widest vectors: several are handled at once.
@@ -247,16 +250,16 @@ pub(super) fn sweep<R: Rule>(
 }
 
 /// Tiles of what [`Rule::prepare`] makes, one element per group and output.
-struct Tiles {
-    along: [f32; TILE],
-    size: [f32; TILE],
+struct Tiles<const N: usize> {
+    along: [f32; N],
+    size: [f32; N],
 }
 
-impl Tiles {
+impl<const N: usize> Tiles<N> {
     fn new() -> Self {
         Tiles {
-            along: [0.0; TILE],
-            size: [0.0; TILE],
+            along: [0.0; N],
+            size: [0.0; N],
         }
     }
 
@@ -286,7 +289,7 @@ fn features_first<R: Rule>(
         vectorize(
             arch,
             #[inline(always)]
-            |(block, tiles): (&mut [f32], &mut Tiles)| {
+            |(block, tiles): (&mut [f32], &mut Tiles<OUTPUTS>)| {
                 let mut first = number * rows;
                 let end = first + block.len() / width;
                 let mut rest = block;
@@ -295,8 +298,8 @@ fn features_first<R: Rule>(
                     let next = end.min((group + 1) * len);
                     let (lines, others) = rest.split_at_mut((next - first) * width);
                     let direction = &factor.group(group)[first - group * len..];
-                    for start in (0..width).step_by(TILE) {
-                        let columns = start..width.min(start + TILE);
+                    for start in (0..width).step_by(OUTPUTS) {
+                        let columns = start..width.min(start + OUTPUTS);
                         let part = group * width + columns.start..group * width + columns.end;
                         tiles.fill(rule, &x[part.clone()], &y[part]);
                         for (line, &v) in lines.chunks_exact_mut(width).zip(direction) {
@@ -333,7 +336,7 @@ fn features_last<R: Rule>(
             true => vectorize(
                 arch,
                 #[inline(always)]
-                |(block, tiles, wide): (&mut [f32], &mut Tiles, &mut Wide)| {
+                |(block, tiles, wide): (&mut [f32], &mut Tiles<TILE>, &mut Wide)| {
                     wide.repeat_direction(factor);
                     let lines = block.chunks_exact_mut(width);
                     let sources = x.chunks(factor.groups).zip(y.chunks(factor.groups));
@@ -346,7 +349,7 @@ fn features_last<R: Rule>(
             false => vectorize(
                 arch,
                 #[inline(always)]
-                |(block, tiles): (&mut [f32], &mut Tiles)| {
+                |(block, tiles): (&mut [f32], &mut Tiles<TILE>)| {
                     let lines = block.chunks_exact_mut(width);
                     let sources = x.chunks(factor.groups).zip(y.chunks(factor.groups));
                     for (line, (x, y)) in lines.zip(sources) {
@@ -366,7 +369,7 @@ fn wide_groups<R: Rule>(
     factor: &Factor<'_>,
     (x, y): (&[f32], &[f32]),
     line: &mut [f32],
-    tiles: &mut Tiles,
+    tiles: &mut Tiles<TILE>,
 ) {
     let mut group = 0;
     let sources = x.chunks(TILE).zip(y.chunks(TILE));
@@ -416,7 +419,7 @@ fn narrow_groups<R: Rule>(
     factor: &Factor<'_>,
     (x, y): (&[f32], &[f32]),
     line: &mut [f32],
-    tiles: &mut Tiles,
+    tiles: &mut Tiles<TILE>,
     wide: &mut Wide,
 ) {
     let len = factor.group_len();
