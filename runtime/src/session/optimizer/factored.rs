@@ -127,6 +127,8 @@ impl<'a> Factor<'a> {
 
 /// How an element of the parameter is updated.
 pub(super) trait Rule: Copy + Sync {
+    /// Whether [`Rule::apply`] reads the second number of [`Rule::prepare`].
+    const DIVIDES: bool;
     /// What all features of a group share, of the gradient and the state of the group: what is multiplied
     /// with the direction, and what it is divided by, if anything, per |v|.
     fn prepare(self, x: f32, y: f32) -> (f32, f32);
@@ -156,6 +158,8 @@ impl Sgd {
 /// Of the gradient and the direction that momentum keeps. Without momentum, which is 0 then, the second is
 /// any number: nothing is added, not even the zero that an infinite gradient would turn into NaN.
 impl Rule for Sgd {
+    const DIVIDES: bool = false;
+
     #[inline(always)]
     fn prepare(self, gradient: f32, direction: f32) -> (f32, f32) {
         let g = gradient * self.scale;
@@ -182,6 +186,8 @@ impl Rule for Sgd {
 pub(super) struct Momentum(pub Sgd);
 
 impl Rule for Momentum {
+    const DIVIDES: bool = false;
+
     #[inline(always)]
     fn prepare(self, direction: f32, _: f32) -> (f32, f32) {
         (direction, 0.0)
@@ -220,6 +226,8 @@ impl Adam {
 
 /// Of the mean and the mean square.
 impl Rule for Adam {
+    const DIVIDES: bool = true;
+
     #[inline(always)]
     fn prepare(self, mean: f32, square: f32) -> (f32, f32) {
         (mean, square.sqrt() / self.root)
@@ -429,7 +437,9 @@ fn narrow_groups<R: Rule>(
     for (number, ((x, y), part)) in parts.enumerate() {
         tiles.fill(rule, x, y);
         repeat(&tiles.along[..x.len()], len, &mut wide.along);
-        repeat(&tiles.size[..x.len()], len, &mut wide.size);
+        if R::DIVIDES {
+            repeat(&tiles.size[..x.len()], len, &mut wide.size);
+        }
         let direction = match factor.is_shared() {
             true => &wide.direction[..],
             // [G, M] lies as the features do.
