@@ -24,27 +24,8 @@ const TILE: usize = 1024;
 /// Up to this number of features, a group is shorter than the widest vectors: several are handled at once.
 const NARROW: usize = 16;
 
-/// The direction of a factored gradient, and how the weight is cut by it.
-///
-/// The gradient of a weight W of D features and O outputs is dW = v ⊗ P. The features are cut into G
-/// groups of M = ⌈D/G⌉ consecutive ones; the last one that holds any may be shorter, and others after it
-/// be empty (D = 5, G = 4). With the features first, W is `[D, O]`, P is `[G, O]`, and
-/// dW\[g·M + i, o\] = v(g)\[i\] · P\[g, o\]; with the features last, W is `[O, D]`, P is `[O, G]`, and
-/// dW\[o, g·M + i\] = v(g)\[i\] · P\[o, g\].
-#[derive(Clone, Copy, Debug)]
-pub struct Factor<'a> {
-    /// v, of any norm: `[M]`, for all groups, or `[G, M]`, one for each. Of a group that is short the
-    /// first entries count.
-    pub direction: &'a [f32],
-    /// G, from 1 to D.
-    pub groups: usize,
-    /// D.
-    pub features: usize,
-    /// O.
-    pub outputs: usize,
-    /// Whether W is `[O, D]`.
-    pub features_last: bool,
-}
+/// How a weight is cut, with the numbers of its direction.
+pub type Factor<'a> = crate::program::Factor<&'a [f32]>;
 
 /// Whether a tensor has the length that a factor gives it.
 pub(super) fn length(
