@@ -192,6 +192,10 @@ pub struct MethodArguments {
         help_heading = "Method"
     )]
     pub gradients: Option<Gradients>,
+    /// Train adapters in the places of the rewritten weights, whose bases stay as they are, stored in this
+    /// type; implies --gradients factored
+    #[arg(long, value_name = "BASE", value_enum, help_heading = "Method")]
+    pub adapter: Option<Base>,
     /// Seed of random directions [default: 0]
     // Up to what TOML can hold, so that every seed fits a plan.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64),
@@ -320,6 +324,30 @@ pub enum Gradients {
     Full,
     /// As P and v with dW = v ⊗ P, where nothing on the way to the output needs dW
     Factored,
+}
+
+/// How a weight with an adapter is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Base {
+    /// As 32-bit floats
+    #[value(name = "f32")]
+    Float32,
+    /// As bfloat16
+    #[value(name = "bf16")]
+    BFloat16,
+    /// As 4-bit integers with a scale for each 32 features (DequantizeLinear of opset 21)
+    #[value(name = "int4")]
+    Int4,
+}
+
+impl From<Base> for velora_passes::adapt::base::Base {
+    fn from(base: Base) -> Self {
+        match base {
+            Base::Float32 => Self::Float32,
+            Base::BFloat16 => Self::BFloat16,
+            Base::Int4 => Self::Int4,
+        }
+    }
 }
 
 /// Which of the possible layers are rewritten.

@@ -38,6 +38,7 @@ impl Pair {
             inline,
             hoist,
             pin: true,
+            adapter: None,
             checks: Checks::default(),
         };
         let outcome = optimise(&original, &options).unwrap();

@@ -90,6 +90,7 @@ impl Graph {
             inline,
             hoist: true,
             pin: true,
+            adapter: None,
             checks: Checks {
                 verify_each: false,
                 keep_after: None,
