@@ -51,6 +51,8 @@ pub enum Command {
     Calibrate(CalibrateArguments),
     /// Prove what a rewrite left unchanged, and measure what it did not
     Verify(Box<VerifyArguments>),
+    /// Put adapters that `run --save-adapter` wrote into a model
+    Merge(MergeArguments),
     /// Train a graph, original or rewritten, on this machine
     Run(Box<RunArguments>),
     /// Print a model in the ONNX textual syntax
@@ -148,6 +150,24 @@ pub struct OptimizeArguments {
     /// Print how long each pass took, to standard error
     #[arg(long, help_heading = "Passes")]
     pub time_passes: bool,
+}
+
+/// What `merge` is asked.
+#[derive(Args, Debug)]
+pub struct MergeArguments {
+    /// The model with the weights that the adapters belong to; `-` is standard input
+    pub model: PathBuf,
+    /// The adapters: a file that `run --save-adapter` wrote
+    pub adapter: PathBuf,
+    /// Where to write the model; `-` is standard output
+    #[arg(short, long, value_name = "OUT", help_heading = "Output")]
+    pub output: PathBuf,
+    /// Drop fields that are newer than this tool's ONNX schema, instead of stopping
+    #[arg(long, help_heading = "Graph")]
+    pub allow_unknown_fields: bool,
+    /// Print errors only
+    #[arg(short, long, help_heading = "Output")]
+    pub quiet: bool,
 }
 
 /// How activations are compressed, for layers that a plan says nothing else about.
