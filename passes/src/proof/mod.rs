@@ -9,11 +9,14 @@
 //! takes from the rewrite only the sites of the original and the bodies of the operators.
 
 mod compare;
+mod direction;
+mod expanded;
 mod gradients;
 mod masks;
 mod pins;
 mod surroundings;
 
+pub use direction::{DirectionState, direction_state};
 pub use gradients::{Factors, Form, Gradient};
 
 use crate::pipeline::shapes;
@@ -136,6 +139,12 @@ pub fn prove(
             Err(difference) => prover.proof.differences.push(difference),
         }
     }
+    let Proof {
+        gradients,
+        differences,
+        ..
+    } = &mut prover.proof;
+    expanded::check((old, analyses), &read, gradients, differences);
     surroundings::check(original, rewritten, &mut prover.proof.differences);
     if let Err(ShapeErrors(errors)) = shapes {
         // They come last: whatever else is wrong is nearer to the cause.
