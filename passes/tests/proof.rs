@@ -532,22 +532,22 @@ fn expanded_bodies_of_other_operators_are_looked_at() {
     pair.refuses("(Floor) stands where the body of Quantize has Round", |g| {
         part(g, "Quantize", "Round").op_type = Some("Floor".to_owned());
     });
-    // The scale of another activation's rows.
-    let pair = Pair::with("aot/digits_mlp.onnx", (true, false), |all| {
-        all.storage = Storage::Int8;
-    });
     pair.refuses("that no one Quantize made", |g| {
-        let scales = g.node.iter();
-        let scales = scales.filter(|n| n.op_type() == "Max" && marked(n, "velora.op", "Quantize"));
-        let scales: Vec<String> = scales.map(|n| n.output[0].clone()).collect();
-        assert_eq!(scales.len(), 2);
+        // Twice the scale, by a node beside the operators.
+        let scale = part(g, "Quantize", "Max").output[0].clone();
+        let mut twice = part(g, "Quantize", "Mul").clone();
+        twice.metadata_props.retain(|e| e.key() != "velora.op");
+        twice.op_type = Some("Add".to_owned());
+        twice.input = vec![scale.clone(); 2];
+        twice.output = vec!["twice".to_owned()];
         let nodes = g.node.iter_mut();
         let nodes = nodes.filter(|n| marked(n, "velora.op", "Dequantize"));
         for name in nodes.flat_map(|n| &mut n.input) {
-            if *name == scales[1] {
-                scales[0].clone_into(name);
+            if *name == scale {
+                *name = "twice".to_owned();
             }
         }
+        g.node.push(twice);
     });
     let pair = Pair::with("aot/mlp.onnx", (true, false), |all| {
         all.init = Init::RunningAverage;
@@ -558,11 +558,11 @@ fn expanded_bodies_of_other_operators_are_looked_at() {
             part(g, "RunningDirection", "Sub").op_type = Some("Add".to_owned());
         },
     );
-    let pair = Pair::with("ort/cnn.onnx", (true, false), |_| {});
+    let pair = Pair::with("ort/cnn.onnx", (true, true), |_| {});
     pair.refuses("of Reconstruct", |g| {
         part(g, "Reconstruct", "Mul").op_type = Some("Add".to_owned());
     });
-    let pair = Pair::with("ort/vit_tiny_ssf.onnx", (true, false), |_| {});
+    let pair = Pair::with("ort/vit_tiny_ssf.onnx", (true, true), |_| {});
     pair.refuses("of FactoredScaleGrad", |g| {
         part(g, "FactoredScaleGrad", "Mul").op_type = Some("Add".to_owned());
     });

@@ -236,7 +236,14 @@ fn layer(
     });
     Ok(Layer {
         formula,
-        compressed: compressed(&x, groups, &projected_on, &z, factors.storage, rounding),
+        compressed: compressed(
+            &x,
+            groups,
+            &projected_on,
+            &z,
+            factors.storage,
+            rounding.max(own),
+        ),
         direction: against,
         defined,
         direction_cosine,
