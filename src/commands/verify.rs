@@ -3,7 +3,7 @@
 use super::{Loaded, warn_of_doubtful};
 use crate::cli::{VerifyArguments, is_stream};
 use crate::io::{fingerprint, folder_of, print, sha256, write_text};
-use crate::measure::{Bench, bits, fidelity, layers, read_inputs};
+use crate::measure::{Bench, bits, factors, fidelity, layers, read_inputs};
 use crate::report::Style;
 use crate::report::verify::{Certificate, Data, Layer, Numbers, table};
 use anyhow::{Context, Result, bail};
@@ -129,6 +129,13 @@ fn measure(
         folders,
     } = pair;
     let (before, after) = (original.executable()?, rewritten.executable()?);
+    let analyses = Analyses::new(&original.model, &original.settings)?;
+    let after = factors::expanded(
+        (&original.model.graph, &rewritten.model.graph),
+        &analyses,
+        &after,
+        gradients,
+    )?;
     let analyses = Analyses::new(&before, &original.settings)?;
     let halves = (&analyses.roles, &analyses.partition);
     let (settings, folder) = (&original.settings, Some(folders[0]));

@@ -167,14 +167,19 @@ impl Reader<'_> {
     /// What a gradient is made by, its compression and its direction, where they are expanded.
     fn gradient(&self, gradient: &Gradient) -> Result<(), Difference> {
         let factors = &gradient.factors;
-        let (maker, v) = match gradient.form {
-            Form::Factored => (factored(self.rewritten, gradient.node), 2),
+        let maker = match gradient.form {
+            Form::Factored => Some((factored(self.rewritten, gradient.node), 2)),
             Form::Reconstructed => {
                 let slot = gradient.site.slot;
-                (reconstruction(self.rewritten, gradient.node, slot), 1)
+                Some((reconstruction(self.rewritten, gradient.node, slot), 1))
             }
+            // No operator of the domain makes a factor.
+            Form::Factors => None,
         };
-        for expansion in self.making(Some(maker)) {
+        for (expansion, v) in maker.iter().flat_map(|&(maker, v)| {
+            let made = self.making(Some(maker));
+            made.map(move |expansion| (expansion, v))
+        }) {
             for (place, wanted) in [(0, factors.z), (v, factors.v)] {
                 self.reads(expansion, place, wanted)?;
             }
