@@ -503,7 +503,7 @@ fn graphs_of_16_bits_are_verified() {
             "--groups 3 --init random --seed 2",
             "--groups 4 --init none --inline",
             "--groups 2 --init running-average",
-            "--groups 2 --storage int8",
+            "--groups 2 --storage f16",
         ] {
             let paths = [&original, &rewritten].map(|path| path.to_str().unwrap());
             let mut arguments = vec![paths[0], "-q", "-o", paths[1], "--select", "all"];
@@ -538,6 +538,8 @@ fn graphs_of_16_bits_are_verified() {
         let output = tool(&[
             paths[0], "-q", "-o", paths[1], "--select", "all", "--groups", "4", "--init", "random",
         ]);
+        assert!(output.status.success(), "{}", said(&output));
+        let (output, _) = judged(&rewritten);
         assert!(output.status.success(), "{}", said(&output));
         let refused = |wanted: &str, breaks: &dyn Fn(&mut ModelProto)| {
             let mut model = read(&rewritten, UnknownFields::Allow).unwrap();
