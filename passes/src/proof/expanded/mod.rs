@@ -120,7 +120,7 @@ fn beside(graph: &Graph, id: NodeId) -> bool {
     let node = graph.node(id);
     let read = node.inputs.first().copied().flatten();
     let maker = read.and_then(|value| graph.producer(graph.unpinned(value)));
-    node.op() == "Cast" && !maker.is_some_and(|id| graph.node(id).op() == "Equal")
+    node.op() == "Cast" && maker.is_none_or(|id| graph.node(id).op() != "Equal")
 }
 
 /// The values of an operator's nodes that others read, through pins or not, or that leave the graph.

@@ -3,7 +3,7 @@
 use super::{Kind, Unfilled};
 use nalgebra::DMatrix;
 
-/// The cosine of the angle between directions and those that [`super::solve`] found, in 64 bits; the least
+/// The cosine of the angle between directions and those that [`super::solve()`] found, in 64 bits; the least
 /// of all groups where each has its own.
 ///
 /// A singular vector is as good as its opposite, so that the sign does not count there. Several directions
