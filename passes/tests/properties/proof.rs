@@ -58,7 +58,10 @@ proptest! {
             .collect();
         let place = old[at.index(old.len())];
         let name = list[place].output[0].clone();
-        let label = list[place].name().to_owned();
+        let label = match list[place].name() {
+            "" => format!("producer of {name}"),
+            label => label.to_owned(),
+        };
         list[place].doc_string = Some("changed".to_owned());
         let found = proof_of(broken).unwrap();
 // It comes first: where it is a product that reads X̂, what led to X is missed as well.
