@@ -13,7 +13,7 @@ use velora_graph::analysis::{Analyses, Settings};
 use velora_graph::ir::ValueId;
 use velora_graph::onnx::write::check_replaceable;
 use velora_passes::pipeline::shapes;
-use velora_passes::proof::{Gradient, Side, prove};
+use velora_passes::proof::{DirectionState, Gradient, Side, direction_state, prove};
 use velora_passes::select::sub_token_size;
 use velora_runtime::backend::Backend;
 use velora_runtime::cpu::Cpu;
@@ -70,6 +70,7 @@ pub fn run(arguments: &VerifyArguments) -> Result<()> {
                 groups: gradient.factors.groups,
                 sub_token_size: sub_token_size(gradient.site.features, gradient.factors.groups),
                 init: gradient.factors.init.clone(),
+                state: direction_state(&rewritten.model.graph, gradient.factors.direction),
                 scale: gradient.factors.scale,
                 measured,
             })
@@ -77,6 +78,9 @@ pub fn run(arguments: &VerifyArguments) -> Result<()> {
         proof,
         numbers,
     };
+    if !arguments.source.quiet {
+        note_unfilled(&rewritten.name, &certificate.layers);
+    }
     if let Some(path) = &arguments.json {
         write_text(path, &certificate.json()?)?;
     }
@@ -88,6 +92,19 @@ pub fn run(arguments: &VerifyArguments) -> Result<()> {
     match certificate.first_problem() {
         None => Ok(()),
         Some(problem) => bail!("{}: {problem}", rewritten.name),
+    }
+}
+
+/// Says which directions are placeholders: what is measured then is not what training will see.
+fn note_unfilled(name: &str, layers: &[Layer]) {
+    let open = |layer: &&Layer| layer.state == DirectionState::Unfilled;
+    let count = layers.iter().filter(open).count();
+    if count > 0 {
+        eprintln!(
+            "velora-opt: {name}: the directions of {count} of {} layers are placeholders, which calibrate, or \
+             the first step of run, fills",
+            layers.len()
+        );
     }
 }
 

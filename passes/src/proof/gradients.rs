@@ -268,7 +268,7 @@ fn settings(
 }
 
 /// The node of the operator that makes a gradient, through the tool's views and casts of what it makes.
-fn factored(rewritten: &Rewritten<'_>, node: NodeId) -> NodeId {
+pub(super) fn factored(rewritten: &Rewritten<'_>, node: NodeId) -> NodeId {
     let graph = rewritten.graph;
     let mut here = node;
     while graph.node(here).velora_op().is_none() {
@@ -283,7 +283,7 @@ fn factored(rewritten: &Rewritten<'_>, node: NodeId) -> NodeId {
 }
 
 /// The node that makes X̂ for a product, through the views and transpositions between them.
-fn reconstruction(rewritten: &Rewritten<'_>, product: NodeId, slot: usize) -> NodeId {
+pub(super) fn reconstruction(rewritten: &Rewritten<'_>, product: NodeId, slot: usize) -> NodeId {
     let graph = rewritten.graph;
     let (mut reader, mut slot) = (product, slot);
     loop {

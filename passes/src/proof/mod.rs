@@ -9,12 +9,15 @@
 //! takes from the rewrite only the sites of the original and the bodies of the operators.
 
 mod compare;
+mod direction;
+mod expanded;
 mod factors;
 mod gradients;
 mod masks;
 mod pins;
 mod surroundings;
 
+pub use direction::{DirectionState, direction_state};
 pub use gradients::{Factors, Form, Gradient};
 
 use crate::pipeline::shapes;
@@ -140,7 +143,12 @@ pub fn prove(
             Err(difference) => prover.proof.differences.push(difference),
         }
     }
-    let differences = &mut prover.proof.differences;
+    let Proof {
+        gradients,
+        differences,
+        ..
+    } = &mut prover.proof;
+    expanded::check((old, analyses), &read, gradients, differences);
     surroundings::check(original, rewritten, &ways, differences);
     if let Err(ShapeErrors(errors)) = shapes {
         // They come last: whatever else is wrong is nearer to the cause.
