@@ -9,6 +9,7 @@ use crate::report::verify::{Certificate, Data, Layer, Numbers, table};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::path::Path;
+use velora_graph::analysis::roles::{Hints, roles};
 use velora_graph::analysis::{Analyses, Settings};
 use velora_graph::ir::ValueId;
 use velora_graph::onnx::write::check_replaceable;
@@ -37,6 +38,14 @@ pub fn run(arguments: &VerifyArguments) -> Result<()> {
         rewritten,
         folders,
     } = &pair;
+    let hints = Hints::default();
+    if roles(&rewritten.model.graph, &hints).is_ok_and(|roles| !roles.adapters.is_empty()) {
+        bail!(
+            "{}: the graph has adapters, whose weights are other ones than the original's; verify the same \
+             rewrite with --gradients factored in the place of --adapter",
+            rewritten.name
+        );
+    }
     let analyses = Analyses::new(&original.model, &original.settings);
     let analyses = analyses.with_context(|| original.name.clone())?;
     warn_of_doubtful(&arguments.source, &original.model, &analyses.roles);

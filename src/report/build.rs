@@ -118,8 +118,25 @@ fn held((model, analyses): (&Model, &Analyses)) -> Held {
     let signature = Signature::new(graph, &analyses.roles);
     let bytes = |value: ValueId| Amount::from(analyses.shapes.bytes(value));
     let none = || Amount::from(0);
-    let parameters = (signature.trained.iter())
-        .map(|parameter| bytes(graph.inputs()[parameter.input]))
+    let trained = signature.trained.iter();
+    let trained = trained.map(|parameter| graph.inputs()[parameter.input]);
+    // A base, and its scales where it is stored as integers.
+    let bases = analyses.roles.adapters.iter().flat_map(|adapter| {
+        let base = adapter.of.parameter;
+        let users = graph
+            .value(base)
+            .users
+            .iter()
+            .map(|user| graph.node(user.node));
+        let scales = { users }
+            .filter(|node| node.op() == "DequantizeLinear")
+            .filter_map(|node| node.inputs.get(1).copied().flatten());
+        let scales: BTreeSet<ValueId> = scales.collect();
+        scales.into_iter().chain([base])
+    });
+    let parameters = trained
+        .chain(bases)
+        .map(bytes)
         .fold(none(), |sum, bytes| &sum + &bytes);
     let gradients = if signature.trained.is_empty() {
         none()

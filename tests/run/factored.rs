@@ -1,6 +1,7 @@
 //! Gradients as factors, and adapters: trained, they are what full gradients and whole weights are.
 
 use super::{DIGITS, Place, difference};
+use velora_graph::onnx::read::{UnknownFields, read};
 use velora_runtime::data::safetensors;
 use velora_runtime::tensor::Tensor;
 
@@ -127,6 +128,58 @@ fn descent_on_adapters_is_descent_on_weights() {
                 assert!(apart < bound, "{model}, {cut}, {name}: {apart:e}");
             }
         }
+    }
+}
+
+/// Under gradient descent, a weight leaves where it started along v only: the columns of W − W₀ within a
+/// group are multiples of the entries of v, up to the roundings of W.
+#[test]
+fn weights_stay_in_the_space_of_the_directions() {
+    const STEPS: usize = 30;
+    let place = Place::new();
+    let model = "models/aot/digits_mlp.onnx";
+    let options = "--gradients factored --groups 8 --init random";
+    place.rewrite_with(model, options, "factored.onnx");
+    let settings = format!("{DIGITS} --batch 32 --optimizer sgd --momentum 0.9 --lr 0.02");
+    place.run(&format!(
+        "factored.onnx {settings} --steps {STEPS} --save after"
+    ));
+    place.run(&format!(
+        "factored.onnx {DIGITS} --batch 32 --optimizer sgd --lr 0 --steps 1 --save before"
+    ));
+    let (before, after) = (place.parameters("before"), place.parameters("after"));
+    let file = read(&place.at("factored.onnx"), UnknownFields::Allow).unwrap();
+    let constants = file.graph.unwrap().initializer;
+    for (weight, tensor) in [("fc2.weight", "gelu"), ("fc3.weight", "gelu_1")] {
+        let name = format!("velora.{tensor}.v");
+        let v = constants.iter().find(|t| t.name() == name).unwrap();
+        let (v, _) = v.raw_data.as_ref().unwrap().as_chunks::<4>();
+        let v: Vec<f32> = v.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let moved: Vec<f64> = (after[weight].iter().zip(&before[weight]))
+            .map(|(a, b)| f64::from(*a) - f64::from(*b))
+            .collect();
+        let largest = after[weight]
+            .iter()
+            .fold(0f64, |m, w| m.max(f64::from(w.abs())));
+        let bound = STEPS as f64 * f64::from(f32::EPSILON) * largest;
+        let (mut left, mut total) = (0f64, 0f64);
+        // Weights are [O, D]: M neighbours are a group.
+        for group in moved.chunks(v.len()) {
+            let along = |(m, v): (&f64, &f32)| m * f64::from(*v);
+            let a: f64 = group.iter().zip(&v).map(along).sum();
+            for (m, &v) in group.iter().zip(&v) {
+                left = left.max((m - a * f64::from(v)).abs());
+                total = total.max(m.abs());
+            }
+        }
+        assert!(
+            left <= bound,
+            "{weight}: {left:e} beside the space, {bound:e} are roundings"
+        );
+        assert!(
+            total > 100.0 * bound,
+            "{weight} has hardly moved: {total:e}"
+        );
     }
 }
 

@@ -62,7 +62,7 @@ impl Graph {
         )
     }
 
-    fn new(name: String, model: Model, rewritten: Vec<String>) -> Graph {
+    pub fn new(name: String, model: Model, rewritten: Vec<String>) -> Graph {
         let roles = roles(&model.graph, &Hints::default()).unwrap();
         Graph {
             name,

@@ -5,6 +5,7 @@
 mod allocations;
 mod bits;
 mod differences;
+mod factors;
 mod footprint;
 mod graphs;
 mod variants;
