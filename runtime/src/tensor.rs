@@ -91,7 +91,8 @@ fn widened<T: bytemuck::Pod>(bytes: &[u8], wide: impl Fn(T) -> f64) -> Vec<f64> 
 /// Empty axes count as one, so that the product of the sizes of what passes cannot overflow in any
 /// order.
 pub fn byte_length(data_type: DataType, shape: &[usize]) -> Option<usize> {
-    let most = (shape.iter()).try_fold(1usize, |product, &size| product.checked_mul(size.max(1)))?;
+    let most =
+        (shape.iter()).try_fold(1usize, |product, &size| product.checked_mul(size.max(1)))?;
     let most = packed(data_type, most).filter(|&bytes| isize::try_from(bytes).is_ok())?;
     Some(if shape.contains(&0) { 0 } else { most })
 }

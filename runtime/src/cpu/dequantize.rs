@@ -14,6 +14,8 @@ use velora_graph::shapes::DataType;
 
 /// Elements that are worked on at once; even, so that a tile of 4-bit integers begins with a byte.
 const TILE: usize = 1024;
+/// Columns that scales and zero points are converted for at once.
+const PIECE: usize = 256;
 /// Elements of a step of the inner loops, known to the compiler.
 const STEP: usize = 16;
 
@@ -104,8 +106,13 @@ impl Pattern {
             outer, size, inner, ..
         } = *op;
         match op.scales {
-            // All rows of the whole share one row of scales.
-            Scales::Axis if inner == 1 && size > 1 => Pattern::Columns {
+            Scales::Axis if size == 1 => Pattern::Runs {
+                width: outer * inner,
+                run: outer * inner,
+                scales: 1,
+            },
+            // All rows share one row of scales.
+            Scales::Axis if inner == 1 => Pattern::Columns {
                 width: size,
                 rows: outer,
                 block: outer,
@@ -282,6 +289,7 @@ fn dequantize((job, first, values): (&Job<'_>, usize, &mut [f32])) {
             // Divided once for a tile; from then on counted.
             let (row, mut column) = (first / width, first % width);
             let mut number = (row * width.div_ceil(run) + column / run) % scales;
+            // A tile may begin within a run.
             let mut left = run.min(width - column / run * run) - column % run;
             let mut rest = values;
             loop {
@@ -301,22 +309,22 @@ fn dequantize((job, first, values): (&Job<'_>, usize, &mut [f32])) {
                     number = 0;
                 }
                 left = run.min(width - column);
-                // The first run of a tile may have begun before it; all others begin here.
             }
         }
         Pattern::Columns { width, rows, block } => {
             let (mut row, mut column) = (first / width, first % width);
             let mut rest = values;
-            let mut room = ([0.0; TILE], [0.0; TILE]);
+            let mut room = [[0.0; PIECE]; 2];
             while !rest.is_empty() {
-                let count = (width - column).min(rest.len());
+                let count = (width - column).min(rest.len()).min(PIECE);
                 let (part, others) = rest.split_at_mut(count);
                 let row_of_scales = row / rows * rows.div_ceil(block) + row % rows / block;
                 let place = row_of_scales * width + column;
-                let scales = job.scales.part(place, &mut room.0[..count]);
+                let [numbers, shifts] = &mut room;
+                let scales = job.scales.part(place, &mut numbers[..count]);
                 match job.zeros {
                     Some(zeros) => {
-                        let shifts = &mut room.1[..count];
+                        let shifts = &mut shifts[..count];
                         zeros.load(place, shifts);
                         for ((value, zero), scale) in part.iter_mut().zip(shifts).zip(scales) {
                             *value = (*value - *zero) * scale;
@@ -329,8 +337,11 @@ fn dequantize((job, first, values): (&Job<'_>, usize, &mut [f32])) {
                     }
                 }
                 rest = others;
-                column = 0;
-                row += 1;
+                column += count;
+                if column == width {
+                    column = 0;
+                    row += 1;
+                }
             }
         }
     }

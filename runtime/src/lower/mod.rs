@@ -6,7 +6,7 @@
 
 pub mod constants;
 
-use crate::ops::{Op, family};
+use crate::ops::{Op, family, view};
 use crate::plan::Region;
 use crate::program::{Operation, Program, Source, TensorId, Value};
 use crate::tensor::{Tensor, TensorType};
@@ -204,16 +204,9 @@ impl<'a> Lowering<'a> {
 
     /// Refuses integers of 4 bits at operators that take elements to be whole bytes: nearly all.
     fn check_int4(&self, node: &Node) -> Result<(), Refusal> {
-        const TAKEN: [&str; 7] = [
-            "DequantizeLinear",
-            "Constant",
-            "Reshape",
-            "Squeeze",
-            "Unsqueeze",
-            "Flatten",
-            "Identity",
-        ];
-        if node.domain().is_empty() && TAKEN.contains(&node.op()) {
+        let operator = (node.domain(), node.op());
+        let taken = [("", "DequantizeLinear"), ("", "Constant")];
+        if taken.contains(&operator) || view::FAMILY.operators.contains(&operator) {
             return Ok(());
         }
         for &value in node.inputs.iter().chain(&node.outputs).flatten() {

@@ -150,7 +150,11 @@ fn geometry(
     Ok(Dequantize {
         outer: if empty { 0 } else { product(&ty.shape[..axis]) },
         size,
-        inner: if empty { 0 } else { product(&ty.shape[axis + 1..]) },
+        inner: if empty {
+            0
+        } else {
+            product(&ty.shape[axis + 1..])
+        },
         scales: kind,
     })
 }
@@ -168,7 +172,9 @@ fn zero_points(
     let found = lowering.ty(zeros);
     let expected = TensorType::new(ty.data_type, scales.shape.clone());
     // One number is one number, with an axis or without.
-    let single = [&found, &expected].iter().all(|ty| matches!(ty.shape[..], [] | [1]));
+    let single = [&found, &expected]
+        .iter()
+        .all(|ty| matches!(ty.shape[..], [] | [1]));
     if found.data_type != expected.data_type || (found.shape != expected.shape && !single) {
         return Err(Refusal(format!(
             "the zero point is {found}: expected {expected}, as the input and the scale are"
