@@ -143,8 +143,9 @@ fn check(
     let count: usize = scale_shape.iter().product();
     let x = drawn((least, greatest), elements, 1);
     let z = drawn((least, greatest), count, 2);
-    let s: Vec<f32> = { drawn((-4000, 4000), count, 3).iter() }
-        .map(|&n| n as f32 / 8192.0)
+    let s: Vec<f32> = drawn((-4000, 4000), count, 3)
+        .into_iter()
+        .map(|n| n as f32 / 8192.0)
         .collect();
     let (scales, s) = numbers(of_scale, &scale_shape, &s);
     let inner: usize = shape[axis + 1..].iter().product();
