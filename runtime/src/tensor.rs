@@ -4,7 +4,8 @@ use bytes::Bytes;
 use half::{bf16, f16};
 use velora_graph::shapes::DataType;
 
-/// A dense row-major tensor; the bytes are little-endian and may lie at any address.
+/// A dense row-major tensor; the bytes are little-endian and may lie at any address. Integers of 4 bits
+/// lie two to a byte, the first in the low half; an odd last one has the low half of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
     /// The type of the elements.
@@ -85,18 +86,26 @@ fn widened<T: bytemuck::Pod>(bytes: &[u8], wide: impl Fn(T) -> f64) -> Vec<f64> 
 }
 
 /// The bytes of a dense tensor; `None` where the number exceeds what an allocation may have, or the
-/// elements are not whole bytes.
+/// runtime has no elements of that type.
 ///
 /// Empty axes count as one, so that the product of the sizes of what passes cannot overflow in any
 /// order.
 pub fn byte_length(data_type: DataType, shape: &[usize]) -> Option<usize> {
-    let bits = usize::try_from(data_type.bits()?).ok()?;
-    if bits % 8 != 0 {
-        return None;
-    }
-    let most = (shape.iter()).try_fold(bits / 8, |product, &size| product.checked_mul(size.max(1)));
-    let most = most.filter(|&bytes| isize::try_from(bytes).is_ok())?;
+    let most =
+        (shape.iter()).try_fold(1usize, |product, &size| product.checked_mul(size.max(1)))?;
+    let most = packed(data_type, most).filter(|&bytes| isize::try_from(bytes).is_ok())?;
     Some(if shape.contains(&0) { 0 } else { most })
+}
+
+/// The bytes of a number of elements that lie side by side: integers of 4 bits share a byte with their
+/// neighbour, and an odd last one has a byte of its own. Other elements that are not whole bytes have
+/// no kernel, and no place in a program.
+fn packed(data_type: DataType, elements: usize) -> Option<usize> {
+    if data_type.is_int4() {
+        return Some(elements.div_ceil(2));
+    }
+    let bits = usize::try_from(data_type.bits()?).ok()?;
+    (bits % 8 == 0).then(|| elements.checked_mul(bits / 8))?
 }
 
 /// The type and the dimensions of a tensor, all of them numbers.
@@ -122,12 +131,11 @@ impl TensorType {
         self.shape.iter().product()
     }
 
-    /// The bytes of the elements, `None` where the product does not fit or the elements are not whole
-    /// bytes.
+    /// The bytes of the elements, `None` where the product does not fit, or the runtime has no elements of
+    /// that type.
     pub fn checked_bytes(&self) -> Option<usize> {
-        let bits = usize::try_from(self.data_type.bits()?).ok()?;
         let elements = (self.shape.iter()).try_fold(1usize, |n, &d| n.checked_mul(d))?;
-        (bits % 8 == 0).then(|| elements.checked_mul(bits / 8))?
+        packed(self.data_type, elements)
     }
 
     /// The bytes of the elements; 0 for a type that [`TensorType::checked_bytes`] refuses, which no

@@ -272,7 +272,9 @@ pub(super) fn gru_training(call: &mut Call<'_>) -> Outcome {
 }
 
 pub(super) fn dequantize(call: &mut Call<'_>) -> Outcome {
-    call.give(0, call.dtype(1), call.shape_owned(0));
+    let given = i32::try_from(call.node.int("output_dtype", 0)).ok();
+    let given = given.filter(|&t| t != 0 && call.opset >= 23).map(DataType);
+    call.give(0, given.or(call.dtype(1)), call.shape_owned(0));
     Ok(())
 }
 

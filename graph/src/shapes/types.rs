@@ -35,9 +35,9 @@ impl DataType {
     pub const DOUBLE: DataType = DataType(11);
     /// The upper half of a 32-bit float.
     pub const BFLOAT16: DataType = DataType(16);
-    /// Unsigned 4-bit integer, two to a byte.
+    /// 4-bit unsigned integer, two to a byte.
     pub const UINT4: DataType = DataType(21);
-    /// Signed 4-bit integer, two to a byte.
+    /// 4-bit integer, two to a byte.
     pub const INT4: DataType = DataType(22);
 
     /// Bits of one element, `None` for text and unknown numbers.
@@ -53,6 +53,11 @@ impl DataType {
             25 | 26 => 2,                  // uint2, int2
             _ => return None,
         })
+    }
+
+    /// Whether the elements are integers of 4 bits, two to a byte, the first in the low half.
+    pub fn is_int4(self) -> bool {
+        matches!(self, DataType::UINT4 | DataType::INT4)
     }
 
     /// Whether the elements are real floating point numbers of a width that can be computed with.

@@ -3,6 +3,7 @@
 //! One file per family of operations, under the name that it has in [`crate::ops`].
 
 pub mod accumulate;
+pub mod dequantize;
 pub mod directions;
 pub mod elementwise;
 pub mod gemm;
@@ -87,6 +88,7 @@ impl Backend for Cpu {
             Op::Accumulate(op) => accumulate::workspace(op, &machine, inputs, outputs),
             Op::Window(op) => window::workspace(op, &machine, inputs, outputs),
             Op::Recurrent(op) => recurrent::workspace(op, &machine, inputs, outputs),
+            Op::Dequantize(op) => dequantize::workspace(op, &machine, inputs, outputs),
         }
     }
 
@@ -111,5 +113,6 @@ fn execute(op: &Op, call: Call<'_>, context: &StepContext) -> Result<(), String>
         Op::Accumulate(op) => accumulate::execute(op, context, call),
         Op::Window(op) => window::execute(op, context, call),
         Op::Recurrent(op) => recurrent::execute(op, context, call),
+        Op::Dequantize(op) => dequantize::execute(op, context, call),
     }
 }

@@ -319,6 +319,17 @@ impl Batches {
 impl Rows {
     /// The array for an input, and its number of samples.
     fn new(dataset: &Dataset, input: &Input<'_>, batch: usize) -> Result<(Self, usize), DataError> {
+        if input.data_type.is_int4() {
+            return Err(DataError::Batches {
+                file: dataset.file.clone(),
+                problem: format!(
+                    "input '{}' is {}, whose samples need not be whole bytes",
+                    input.name,
+                    described(input.data_type, input.shape)
+                ),
+                hint: "only parameters may have integers of 4 bits",
+            });
+        }
         let places = (input.shape.get(input.axis)).filter(|&&size| size % batch == 0);
         let (Some(places), Some(_)) = (places, byte_length(input.data_type, input.shape)) else {
             return Err(DataError::Batches {

@@ -3,6 +3,9 @@
 //!
 //! The crate of that name reads the header, which it checks completely. It can write only to memory or
 //! without syncing, so the few lines that write are here.
+//!
+//! The format has no integers of 4 bits. Such a tensor is written as its bytes, and the metadata says
+//! under [`PACKED`] what they are: by name, element type and shape. Other readers see bytes.
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
@@ -10,6 +13,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use velora_graph::onnx::read::Source;
 use velora_graph::onnx::write::replace;
@@ -20,6 +24,8 @@ use crate::tensor::{Tensor, TensorView, byte_length};
 
 /// The key of the header that holds text, and can therefore not be a tensor's name.
 const METADATA: &str = "__metadata__";
+/// The key of the metadata with the types of tensors that are written as bytes.
+const PACKED: &str = "velora.packed";
 /// Readers refuse longer headers.
 const MAX_HEADER: usize = 100_000_000;
 
@@ -38,6 +44,22 @@ const TYPES: [(Dtype, DataType); 13] = [
     (Dtype::F32, DataType::FLOAT),
     (Dtype::F64, DataType::DOUBLE),
 ];
+
+/// What the bytes of a tensor are.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Packed {
+    dtype: String,
+    shape: Vec<usize>,
+}
+
+impl Packed {
+    /// The element type; `None` where the format has it, or nobody.
+    fn data_type(&self) -> Option<DataType> {
+        let known = [DataType::INT4, DataType::UINT4];
+        { known.into_iter() }.find(|ty| ty.to_string() == self.dtype)
+    }
+}
 
 /// Reads a file of tensors, which stay in the mapped file.
 pub fn read(path: &Path) -> Result<Dataset, DataError> {
@@ -82,11 +104,43 @@ pub fn decode(bytes: Bytes, file: &Path) -> Result<Dataset, DataError> {
         arrays.insert(name.to_owned(), tensor);
     }
     let metadata = header.metadata().clone().unwrap_or_default();
+    let mut metadata: BTreeMap<String, String> = metadata.into_iter().collect();
+    if let Some(text) = metadata.remove(PACKED) {
+        unpack(&text, &mut arrays).map_err(malformed)?;
+    }
     Ok(Dataset {
         file: file.to_path_buf(),
         arrays,
-        metadata: metadata.into_iter().collect(),
+        metadata,
     })
+}
+
+/// Gives tensors that were written as bytes their types; `text` says which, and may say anything.
+fn unpack(text: &str, arrays: &mut BTreeMap<String, Tensor>) -> Result<(), String> {
+    let packed: BTreeMap<String, Packed> = serde_json::from_str(text)
+        .map_err(|error| format!("its metadata '{PACKED}' cannot be read: {error}"))?;
+    for (name, packed) in packed {
+        let Some(data_type) = packed.data_type() else {
+            return Err(format!(
+                "its metadata '{PACKED}' gives '{name}' the type '{}': expected int4 or uint4",
+                packed.dtype
+            ));
+        };
+        let bytes = byte_length(data_type, &packed.shape);
+        let array = arrays
+            .get_mut(&name)
+            .filter(|array| array.data_type == DataType::UINT8 && bytes == Some(array.bytes.len()));
+        let Some(array) = array else {
+            return Err(format!(
+                "its metadata '{PACKED}' gives '{name}' the type {data_type}{:?}, and there are no \
+                 such bytes",
+                packed.shape
+            ));
+        };
+        array.data_type = data_type;
+        array.shape = packed.shape;
+    }
+    Ok(())
 }
 
 /// Writes tensors and text to a file, which appears complete, or not at all, and is on the disk when
@@ -103,8 +157,13 @@ pub fn write<'a>(
         hint,
     };
     let mut entries = Vec::new();
+    let mut packed: BTreeMap<&str, Packed> = BTreeMap::new();
     for (name, tensor) in tensors {
-        let Some((dtype, _)) = TYPES.iter().find(|(_, t)| *t == tensor.data_type) else {
+        let stored = match tensor.data_type.is_int4() {
+            true => DataType::UINT8,
+            false => tensor.data_type,
+        };
+        let Some((dtype, _)) = TYPES.iter().find(|(_, t)| *t == stored) else {
             let problem = format!("element type {} is not supported", tensor.data_type);
             return Err(array(name, problem, "convert it before it is saved"));
         };
@@ -116,23 +175,33 @@ pub fn write<'a>(
                 "the shape and the elements must agree",
             ));
         }
-        entries.push((*dtype, name, tensor));
+        let mut shape = tensor.shape.to_vec();
+        if stored != tensor.data_type {
+            let dtype = tensor.data_type.to_string();
+            packed.insert(name, Packed { dtype, shape });
+            shape = vec![tensor.bytes.len()];
+        }
+        entries.push((*dtype, name, shape, tensor.bytes));
     }
     // Wide elements first, which aligns all of them.
     entries.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
 
     // A map of serde_json is sorted by key.
     let mut header = Map::new();
+    let mut metadata = metadata.clone();
+    if !packed.is_empty() {
+        metadata.insert(PACKED.to_owned(), json!(packed).to_string());
+    }
     if !metadata.is_empty() {
         header.insert(METADATA.to_owned(), json!(metadata));
     }
     let mut offset = 0usize;
-    for (dtype, name, tensor) in &entries {
+    for (dtype, name, shape, bytes) in &entries {
         // Slices in memory cannot add up to more than the address space.
-        let end = offset + tensor.bytes.len();
+        let end = offset + bytes.len();
         let info = json!({
             "dtype": dtype.to_string(),
-            "shape": tensor.shape,
+            "shape": shape,
             "data_offsets": [offset, end],
         });
         offset = end;
@@ -159,8 +228,8 @@ pub fn write<'a>(
         let mut writer = BufWriter::new(file);
         writer.write_all(&(header.len() as u64).to_le_bytes())?;
         writer.write_all(header.as_bytes())?;
-        for (_, _, tensor) in &entries {
-            writer.write_all(tensor.bytes)?;
+        for (_, _, _, bytes) in &entries {
+            writer.write_all(bytes)?;
         }
         writer.flush()
     })?;

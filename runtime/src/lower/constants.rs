@@ -125,6 +125,7 @@ pub fn from_proto(proto: &TensorProto, folder: Option<&Path>) -> Result<Tensor, 
             _ if ty.data_type.bits() == Some(16) => {
                 flat(proto.int32_data.iter().map(|&e| (e as u16).to_le_bytes()))
             }
+            // Of integers of 4 bits, an entry has two, as a byte has.
             _ => flat(proto.int32_data.iter().map(|&e| [e as u8])),
         }
     };

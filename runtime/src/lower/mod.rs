@@ -6,7 +6,7 @@
 
 pub mod constants;
 
-use crate::ops::{Op, family};
+use crate::ops::{Op, family, view};
 use crate::plan::Region;
 use crate::program::{Operation, Program, Source, TensorId, Value};
 use crate::tensor::{Tensor, TensorType};
@@ -125,6 +125,7 @@ pub fn lower(model: &Model, request: &Request<'_>) -> Result<Program, LowerError
             // Only a value that is needed matters: what reads it will say so.
             continue;
         };
+        lowering.check_int4(node).map_err(error)?;
         (family.lower)(&mut lowering, node).map_err(error)?;
     }
     for &output in graph.outputs() {
@@ -199,6 +200,25 @@ impl<'a> Lowering<'a> {
                 "'{name}' is {ty}, which the runtime cannot hold"
             ))),
         }
+    }
+
+    /// Refuses integers of 4 bits at operators that take elements to be whole bytes: nearly all.
+    fn check_int4(&self, node: &Node) -> Result<(), Refusal> {
+        let operator = (node.domain(), node.op());
+        let taken = [("", "DequantizeLinear"), ("", "Constant")];
+        if taken.contains(&operator) || view::FAMILY.operators.contains(&operator) {
+            return Ok(());
+        }
+        for &value in node.inputs.iter().chain(&node.outputs).flatten() {
+            let data_type = self.shapes.of(value).data_type;
+            if let Some(data_type) = data_type.filter(|ty| ty.is_int4()) {
+                return Err(Refusal(format!(
+                    "'{}' is {data_type}, which only DequantizeLinear computes with",
+                    self.model.graph.value(value).name
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Whether all outputs of a node are known numbers.

@@ -5,6 +5,7 @@
 //! everything that a backend needs: attributes are resolved, optional inputs given, axes counted from 0.
 
 pub mod accumulate;
+pub mod dequantize;
 pub mod directions;
 pub mod elementwise;
 pub mod index;
@@ -51,6 +52,8 @@ pub enum Op {
     Window(window::Window),
     /// Recurrent layers, with their gradients.
     Recurrent(recurrent::Recurrent),
+    /// Numbers from integers and scales.
+    Dequantize(dequantize::Dequantize),
 }
 
 /// How the operators of one family are lowered.
@@ -77,6 +80,7 @@ pub const FAMILIES: &[Family] = &[
     accumulate::FAMILY,
     window::FAMILY,
     recurrent::FAMILY,
+    dequantize::FAMILY,
 ];
 
 /// The family of an operator.
@@ -101,6 +105,7 @@ impl Op {
             Op::Accumulate(op) => op.name(),
             Op::Window(op) => op.name(),
             Op::Recurrent(op) => op.name(),
+            Op::Dequantize(_) => "DequantizeLinear",
         }
     }
 
@@ -131,6 +136,8 @@ impl Op {
             Op::Accumulate(op) => op.in_place(),
             Op::Window(op) => op.in_place(),
             Op::Recurrent(op) => op.in_place(),
+            // The numbers take more bytes than the integers.
+            Op::Dequantize(_) => Vec::new(),
         }
     }
 }
