@@ -26,7 +26,7 @@ pub struct Layer {
     pub param: String,
     /// The tensor that is A, [G, O] or [O, G].
     pub adapter: String,
-    /// The tensor that is v, `[M]`, or [G, M] where each group has its own.
+    /// The tensor that is v, `[M]`, or [G, 1, M] where each group has its own.
     pub direction: String,
     /// G.
     pub groups: usize,

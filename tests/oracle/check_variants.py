@@ -12,6 +12,7 @@ inline:
   * z, as the gradient reads it, is the products of sub-tokens and directions, up to the rounding of float32 and
     of how it is stored;
   * the gradient is the sum over directions of s v (x) z^T dY for that z;
+  * with factored gradients, v (x) P is that gradient;
   * the inline form gives the bits of the functions.
 The bounds are those of docs/numerics.md.
 """
@@ -51,6 +52,9 @@ VARIANTS = [
     ["--storage", "bf16"],
     ["--storage", "int8"],
     ["--storage", "int8", "--groups", "5", "--init", "random", "--rank", "2"],
+    ["--gradients", "factored"],
+    ["--gradients", "factored", "--init", "random", "--groups", "5", "--scale", "0.5"],
+    ["--gradients", "factored", "--init", "svd", "--directions", "group", "--storage", "f16"],
 ]
 
 
@@ -65,6 +69,40 @@ class Site:
         while role(producers[here]) != "Compress" or producers[here].op_type == "Cast":
             here = producers[here].input[0]
         self.x = producers[here].input[0]
+
+
+class Factors:
+    """A gradient that leaves as factors, from the product that makes its P."""
+
+    def __init__(self, node, producers, model):
+        marks = {p.key: p.value for p in node.metadata_props}
+        self.gradient, self.groups = node.output[0], int(marks["velora.groups"])
+        self.scale = next((a.f for a in node.attribute if a.name == "alpha"), 1.0)
+        compressed = [self.compressed(name, producers) for name in node.input]
+        self.transposed = compressed[0] is None
+        self.x, self.z, self.dy = compressed[self.transposed], *node.input[::-1 if self.transposed else 1]
+        named = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
+        self.shape = named[marks["velora.parameter"]]
+        # The way to the output may transpose: the weight's shape says which axis the features are.
+        maker = next(n for n in model.graph.node
+                     if {p.key: p.value for p in n.metadata_props}.get("velora.factored") == marks["velora.parameter"])
+        axis = int(next(p.value for p in maker.metadata_props if p.key == "velora.axis"))
+        self.features = self.shape[axis]
+        self.v = next(n.output[0] for n in model.graph.node for p in n.metadata_props
+                      if p.key == "velora.direction_of" and p.value == maker.output[0])
+
+    @staticmethod
+    def compressed(name, producers):
+        while name in producers and role(producers[name]) is None or producers.get(name) and producers[name].op_type == "Cast":
+            name = producers[name].input[0]
+        made = producers.get(name)
+        return made.input[0] if made is not None and role(made) == "Compress" else None
+
+    def expanded(self, factor, v):
+        p = factor.T if self.transposed else factor
+        v = v.reshape(-1, v.shape[-1])
+        wide = (p[:, None, :] * v[:, :, None]).reshape(-1, p.shape[1])[:self.features]
+        return wide.T if self.transposed else wide
 
 
 def tokens_of(x, groups):
@@ -212,7 +250,9 @@ def safetensors(path):
 
 
 def check_variant(tool, path, original, feed, before, noise, arguments, check):
-    init, storage = option(arguments, "--init", "batch-average"), option(arguments, "--storage", "activation")
+    factored = "factored" in arguments
+    init, storage = option(arguments, "--init", ""), option(arguments, "--storage", "activation")
+    init = init or ("first-batch" if factored else "batch-average")
     decay = float(option(arguments, "--decay", 0.9))
     groups = [] if "--groups" in arguments else ["--groups", "4"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -228,6 +268,11 @@ def check_variant(tool, path, original, feed, before, noise, arguments, check):
     producers = {o: n for n in bare.graph.node for o in n.output}
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in functions.graph.initializer}
     sites = [Site(n, producers) for n in bare.graph.node if n.op_type == "FactoredWeightGrad"]
+    products = [n for n in bare.graph.node if role(n) == "FactoredGradient" and n.op_type == "Gemm"]
+    factors = [Factors(n, producers, bare) for n in products]
+    if factored and sites or not factored and factors:
+        check.failures.append("gradients leave in another form than was asked for")
+    sites += factors
     if not sites:
         check.failures.append("nothing is rewritten")
     state = {i.name: constants[i.name] for i in functions.graph.input if i.name.startswith("velora.")}
@@ -240,11 +285,16 @@ def check_variant(tool, path, original, feed, before, noise, arguments, check):
             previous = state.get(site.v.removesuffix(".next"))
             name = next(n for n in chain(site.x, producers) if n in before)
             check.direction(site, init, before[name], v, previous, decay, noise[name])
-            check.gradient(site, storage, before[name], after[site.dy], v, after[site.z], after[site.gradient])
+            found = after[site.gradient]
+            if isinstance(site, Factors):
+                found = site.expanded(found, v)
+            check.gradient(site, storage, before[name], after[site.dy], v, after[site.z], found)
             check.same(f"{site.gradient} inline", other[site.gradient], after[site.gradient])
         # Gradients of scales are check_rewrite's: here they only may differ.
         made = [o for n in bare.graph.node if (n.op_type or "").startswith("Factored") for o in n.output]
         rewritten = depends_on(bare, made)
+        marks = (p for n in bare.graph.node for p in n.metadata_props)
+        rewritten = set(rewritten) | {p.value for p in marks if p.key == "velora.factor_of"}
         for output in original.graph.output:
             if output.name not in rewritten:
                 check.same(output.name, after[output.name], before[output.name])

@@ -2,6 +2,7 @@
 
 use super::{DIGITS, Place, difference};
 use velora_graph::onnx::read::{UnknownFields, read};
+use velora_graph::onnx::write::write;
 use velora_runtime::data::safetensors;
 use velora_runtime::tensor::Tensor;
 
@@ -271,4 +272,60 @@ fn optimizers_whose_state_has_no_factors_are_refused() {
         assert!(message.contains("adamw"), "{message}");
     }
     run("--optimizer sgd --momentum 0 --weight-decay 0.1").unwrap();
+}
+
+/// A base of 4 bits takes an eighth of its bytes and the scales, and trains.
+#[test]
+fn a_base_of_four_bits() {
+    let place = Place::new();
+    let mut model = read(
+        &place.at("models/aot/digits_mlp.onnx"),
+        UnknownFields::Allow,
+    )
+    .unwrap();
+    // Nothing that the graph uses changed from its opset to the one that knows blocks of 4 bits.
+    for import in &mut model.opset_import {
+        if import.domain().is_empty() {
+            import.version = Some(21);
+        }
+    }
+    write(&model, &place.at("opset21.onnx")).unwrap();
+    let refused = place.command("models/aot/digits_mlp.onnx -o no.onnx --adapter int4");
+    let refused = { refused }.output().unwrap();
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        message.contains("a base of 4 bits needs opset 21"),
+        "{message}"
+    );
+    let data = format!("{DIGITS} --batch 32 --steps 60 --lr 5e-3");
+    let parameters = |base: &str| {
+        let options = format!("--adapter {base} --groups 8");
+        place.rewrite_with("opset21.onnx", &options, "adapters.onnx");
+        let outcome = place.run(&format!(
+            "adapters.onnx {data} --save-adapter {base}.safetensors"
+        ));
+        outcome.check_memory();
+        let losses = outcome.losses();
+        assert!(
+            losses[losses.len() - 1] < losses[0] / 4.0,
+            "{base}: {losses:?}"
+        );
+        outcome.0["memory"]["parameters"]["measured"]
+            .as_u64()
+            .unwrap()
+    };
+    let (whole, packed) = (parameters("f32"), parameters("int4"));
+    // fc2.weight [256, 256] and fc3.weight [10, 256]; a scale for 32 features.
+    let (elements, scales) = (256 * 256 + 10 * 256, 256 * 8 + 10 * 8);
+    let saved = 4 * elements - (elements / 2 + 4 * scales);
+    // Buffers begin at multiples of 64 bytes.
+    assert!(
+        (whole - packed).abs_diff(saved) < 4 * 64,
+        "{whole} {packed} {saved}"
+    );
+    place.merge(
+        "models/aot/digits_mlp.onnx",
+        "int4.safetensors",
+        "merged.onnx",
+    );
 }

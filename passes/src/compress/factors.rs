@@ -174,10 +174,10 @@ impl Emit<'_> {
             true => self.plain("Identity", &[&direction.v], &v, &metadata),
             false => self.cast(&direction.v, &v, wanted, &metadata),
         });
-        let mut sizes = vec![direction.size];
-        if direction.own {
-            sizes.insert(0, direction.groups);
-        }
+        let sizes = match direction.own {
+            false => vec![direction.size],
+            true => vec![direction.groups, 1, direction.size],
+        };
         let declared = |values: &[ValueId], infos: &[ValueInfoProto], value: ValueId| {
             let place = values.iter().position(|&v| v == value)?;
             infos.get(place).cloned()

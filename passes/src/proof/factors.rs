@@ -128,10 +128,9 @@ fn way(
     let own = new.output_infos().iter().zip(new.outputs());
     let own = own.filter(|(_, value)| **value == factored.direction);
     let axes = own.map(|(info, _)| axes(info)).next().unwrap_or(1);
-    let sizes = if axes == 2 {
-        vec![groups, size]
-    } else {
-        vec![size]
+    let sizes = match axes {
+        3 => vec![groups, 1, size],
+        _ => vec![size],
     };
     let v = factored.direction;
     let direction = type_of.unwrap_or(DataType::FLOAT);
