@@ -16,7 +16,7 @@ use velora_graph::shapes::DataType;
 const TILE: usize = 1024;
 /// Columns that scales and zero points are converted for at once.
 const PIECE: usize = 256;
-/// Elements of a step of the inner loops, known to the compiler.
+/// Bytes of 4-bit integers that are unpacked at once: a loop of a length that the compiler knows.
 const STEP: usize = 16;
 
 /// Bytes of scratch that an operation needs: none, a tile lies on the stack.
@@ -217,33 +217,33 @@ impl<'a> Integers<'a> {
         }
     }
 
-    /// Unpacks integers from `first` on.
+    /// Unpacks integers from `first` on; `finish` makes of them what is written.
     #[inline(always)]
-    fn load(&self, first: usize, values: &mut [f32]) {
+    fn load(&self, first: usize, values: &mut [f32], finish: impl Fn(f32) -> f32) {
         match self {
-            Integers::U8(all) => widen(all, first, values, |x| x.into()),
-            Integers::I8(all) => widen(all, first, values, |x| x.into()),
-            Integers::U16(all) => widen(all, first, values, |x| x.into()),
-            Integers::I16(all) => widen(all, first, values, |x| x.into()),
-            Integers::I32(all) => widen(all, first, values, |x| x as f32),
+            Integers::U8(all) => widen(all, first, values, |x| finish(x.into())),
+            Integers::I8(all) => widen(all, first, values, |x| finish(x.into())),
+            Integers::U16(all) => widen(all, first, values, |x| finish(x.into())),
+            Integers::I16(all) => widen(all, first, values, |x| finish(x.into())),
+            Integers::I32(all) => widen(all, first, values, |x| finish(x as f32)),
             Integers::Half(bytes, sign) => {
                 // A row may begin in the middle of a byte.
                 let head = (first % 2).min(values.len());
                 let (before, values) = values.split_at_mut(head);
                 for value in before {
-                    *value = self.at(first);
+                    *value = finish(self.at(first));
                 }
-                unpack(&bytes[(first + head) / 2..], *sign, values);
+                unpack(&bytes[(first + head) / 2..], *sign, values, finish);
             }
         }
     }
 }
 
 #[inline(always)]
-fn widen<T: Pod>(all: &[T], first: usize, values: &mut [f32], wide: impl Fn(T) -> f32) {
+fn widen<T: Pod>(all: &[T], first: usize, values: &mut [f32], finish: impl Fn(T) -> f32) {
     let part = &all[first..first + values.len()];
     for (value, &x) in values.iter_mut().zip(part) {
-        *value = wide(x);
+        *value = finish(x);
     }
 }
 
@@ -255,7 +255,7 @@ fn nibble(byte: u8, sign: u8) -> i8 {
 
 /// Unpacks 4-bit integers from the first byte on.
 #[inline(always)]
-fn unpack(bytes: &[u8], sign: u8, values: &mut [f32]) {
+fn unpack(bytes: &[u8], sign: u8, values: &mut [f32], finish: impl Fn(f32) -> f32) {
     let (wholes, rest) = values.as_chunks_mut::<{ 2 * STEP }>();
     let (packs, others) = bytes.as_chunks::<STEP>();
     let done = wholes.len();
@@ -266,7 +266,7 @@ fn unpack(bytes: &[u8], sign: u8, values: &mut [f32]) {
             integers[2 * i + 1] = nibble(pack[i] >> 4, sign);
         }
         for i in 0..2 * STEP {
-            values[i] = integers[i].into();
+            values[i] = finish(integers[i].into());
         }
     }
     let others = match packs.get(done) {
@@ -275,7 +275,7 @@ fn unpack(bytes: &[u8], sign: u8, values: &mut [f32]) {
     };
     for (pair, &byte) in rest.chunks_mut(2).zip(others) {
         for (half, value) in pair.iter_mut().enumerate() {
-            *value = nibble(byte >> (4 * half), sign).into();
+            *value = finish(nibble(byte >> (4 * half), sign).into());
         }
     }
 }
@@ -283,7 +283,6 @@ fn unpack(bytes: &[u8], sign: u8, values: &mut [f32]) {
 /// Fills a tile, which begins with the element `first`.
 #[inline(always)]
 fn dequantize((job, first, values): (&Job<'_>, usize, &mut [f32])) {
-    job.integers.load(first, values);
     match job.pattern {
         Pattern::Runs { width, run, scales } => {
             // Divided once for a tile; from then on counted.
@@ -291,15 +290,17 @@ fn dequantize((job, first, values): (&Job<'_>, usize, &mut [f32])) {
             let mut number = (row * width.div_ceil(run) + column / run) % scales;
             // A tile may begin within a run.
             let mut left = run.min(width - column / run * run) - column % run;
-            let mut rest = values;
+            let (mut place, mut rest) = (first, values);
             loop {
                 let (part, others) = rest.split_at_mut(left.min(rest.len()));
                 let zero = job.zeros.map_or(0.0, |zeros| zeros.at(number));
-                shift_and_scale(part, zero, job.scales.at(number));
+                let scale = job.scales.at(number);
+                (job.integers).load(place, part, |x| (x - zero) * scale);
                 if others.is_empty() {
                     break;
                 }
                 rest = others;
+                place += left;
                 column += left;
                 if column == width {
                     column = 0;
@@ -312,6 +313,7 @@ fn dequantize((job, first, values): (&Job<'_>, usize, &mut [f32])) {
             }
         }
         Pattern::Columns { width, rows, block } => {
+            job.integers.load(first, values, |x| x);
             let (mut row, mut column) = (first / width, first % width);
             let mut rest = values;
             let mut room = [[0.0; PIECE]; 2];
@@ -325,7 +327,7 @@ fn dequantize((job, first, values): (&Job<'_>, usize, &mut [f32])) {
                 match job.zeros {
                     Some(zeros) => {
                         let shifts = &mut shifts[..count];
-                        zeros.load(place, shifts);
+                        zeros.load(place, shifts, |zero| zero);
                         for ((value, zero), scale) in part.iter_mut().zip(shifts).zip(scales) {
                             *value = (*value - *zero) * scale;
                         }
@@ -344,19 +346,5 @@ fn dequantize((job, first, values): (&Job<'_>, usize, &mut [f32])) {
                 }
             }
         }
-    }
-}
-
-/// A block is short: its loop has a length that the compiler knows.
-#[inline(always)]
-fn shift_and_scale(values: &mut [f32], zero: f32, scale: f32) {
-    let (wholes, rest) = values.as_chunks_mut::<STEP>();
-    for values in wholes {
-        for value in values {
-            *value = (*value - zero) * scale;
-        }
-    }
-    for value in rest {
-        *value = (*value - zero) * scale;
     }
 }

@@ -5,7 +5,7 @@
 //! without syncing, so the few lines that write are here.
 //!
 //! The format has no integers of 4 bits. Such a tensor is written as its bytes, and the metadata says
-//! under [`PACKED`] what they are: by name, element type and shape. Other readers see bytes.
+//! under `velora.packed` what they are: by name, element type and shape. Other readers see bytes.
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
