@@ -90,12 +90,14 @@ const MODEL: [Expected<'static>; 2] = [
         data_type: DataType::FLOAT,
         shape: &[2, 3],
         trained: true,
+        state: &[2, 3],
     },
     Expected {
         name: "steps.seen",
         data_type: DataType::INT64,
         shape: &[],
         trained: false,
+        state: &[],
     },
 ];
 
@@ -184,6 +186,15 @@ fn another_model_or_other_settings() {
         ..steps
     };
     assert!(refused(&[weight, trained]).contains("exp_avg_sq.steps.seen: it is missing"));
+    // Of a factored gradient, it would be smaller.
+    let factored = Expected {
+        state: &[1, 3],
+        ..weight
+    };
+    assert!(
+        refused(&[factored, steps])
+            .contains("optimizer.exp_avg.fc.weight: it has shape [2, 3], but the gradient [1, 3]")
+    );
     let frozen = Expected {
         trained: false,
         ..weight

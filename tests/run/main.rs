@@ -104,6 +104,7 @@ impl Place {
 }
 
 /// What `--json` says.
+#[derive(Debug)]
 struct Outcome(Value);
 
 impl Outcome {

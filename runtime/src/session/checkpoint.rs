@@ -94,6 +94,8 @@ pub struct Expected<'a> {
     pub shape: &'a [usize],
     /// Whether the optimiser updates it.
     pub trained: bool,
+    /// The shape of what the optimiser keeps for it: that of its gradient.
+    pub state: &'a [usize],
 }
 
 /// Why a checkpoint could not be written, read or used.
@@ -238,17 +240,10 @@ fn decode(dataset: Dataset) -> Result<Checkpoint, CheckpointError> {
     for (name, slots) in loose {
         let mut tensors = Vec::with_capacity(slots.len());
         for (slot, kind) in slots.into_iter().zip(states) {
-            let shape = parameters.get(&name).map(|parameter| &parameter.shape);
-            let problem = match (slot, shape) {
-                (_, None) => format!("there is no parameter '{name}'"),
+            let problem = match (slot, parameters.contains_key(&name)) {
+                (_, false) => format!("there is no parameter '{name}'"),
                 (None, _) => "it is missing".to_owned(),
-                (Some(tensor), Some(shape)) if tensor.shape != *shape => {
-                    format!(
-                        "it has shape {:?}, but the parameter {shape:?}",
-                        tensor.shape
-                    )
-                }
-                (Some(tensor), _) => {
+                (Some(tensor), true) => {
                     tensors.push(tensor);
                     continue;
                 }
@@ -318,6 +313,15 @@ impl Checkpoint {
             if let Some(state) = state.iter().find(|s| s.data_type != DataType::FLOAT) {
                 let problem = format!("its optimiser state is {}, not float", state.data_type);
                 return tensor(name, problem);
+            }
+            if let Some((state, kind)) =
+                { state.iter().zip(states) }.find(|(state, _)| state.shape != expected.state)
+            {
+                let problem = format!(
+                    "it has shape {:?}, but the gradient {:?}",
+                    state.shape, expected.state
+                );
+                return tensor(format!("optimizer.{kind}.{}", expected.name), problem);
             }
         }
         let known: BTreeSet<&str> = parameters.iter().map(|p| p.name).collect();

@@ -445,6 +445,7 @@ impl<'b> Session<'b> {
                 data_type: kept.operand.ty.data_type,
                 shape: &kept.operand.ty.shape,
                 trained: kept.trained,
+                state: { kept.state.first() }.map_or(&kept.operand.ty.shape, |s| &s.ty.shape),
             })
             .collect();
         checkpoint.check(&self.checkpoint_settings(), &expected)?;

@@ -164,6 +164,7 @@ fn checkpoints_keep_a_frozen_parameter() {
         data_type,
         shape: &[1, 5],
         trained: false,
+        state: &[],
     };
     read.check(&settings, &[expected(DataType::INT4)]).unwrap();
     let refused = read
