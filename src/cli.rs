@@ -51,6 +51,8 @@ pub enum Command {
     Calibrate(CalibrateArguments),
     /// Prove what a rewrite left unchanged, and measure what it did not
     Verify(Box<VerifyArguments>),
+    /// Put adapters that `run --save-adapter` wrote into a model
+    Merge(MergeArguments),
     /// Train a graph, original or rewritten, on this machine
     Run(Box<RunArguments>),
     /// Print a model in the ONNX textual syntax
@@ -150,6 +152,24 @@ pub struct OptimizeArguments {
     pub time_passes: bool,
 }
 
+/// What `merge` is asked.
+#[derive(Args, Debug)]
+pub struct MergeArguments {
+    /// The model with the weights that the adapters belong to; `-` is standard input
+    pub model: PathBuf,
+    /// The adapters: a file that `run --save-adapter` wrote
+    pub adapter: PathBuf,
+    /// Where to write the model; `-` is standard output
+    #[arg(short, long, value_name = "OUT", help_heading = "Output")]
+    pub output: PathBuf,
+    /// Drop fields that are newer than this tool's ONNX schema, instead of stopping
+    #[arg(long, help_heading = "Graph")]
+    pub allow_unknown_fields: bool,
+    /// Print errors only
+    #[arg(short, long, help_heading = "Output")]
+    pub quiet: bool,
+}
+
 /// How activations are compressed, for layers that a plan says nothing else about.
 #[derive(Args, Debug)]
 pub struct MethodArguments {
@@ -192,6 +212,10 @@ pub struct MethodArguments {
         help_heading = "Method"
     )]
     pub gradients: Option<Gradients>,
+    /// Train adapters in the places of the rewritten weights, whose bases stay as they are, stored in this
+    /// type; implies --gradients factored
+    #[arg(long, value_name = "BASE", value_enum, help_heading = "Method")]
+    pub adapter: Option<Base>,
     /// Seed of random directions [default: 0]
     // Up to what TOML can hold, so that every seed fits a plan.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64),
@@ -320,6 +344,30 @@ pub enum Gradients {
     Full,
     /// As P and v with dW = v ⊗ P, where nothing on the way to the output needs dW
     Factored,
+}
+
+/// How a weight with an adapter is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Base {
+    /// As 32-bit floats
+    #[value(name = "f32")]
+    Float32,
+    /// As bfloat16
+    #[value(name = "bf16")]
+    BFloat16,
+    /// As 4-bit integers with a scale for each 32 features (DequantizeLinear of opset 21)
+    #[value(name = "int4")]
+    Int4,
+}
+
+impl From<Base> for velora_passes::adapt::base::Base {
+    fn from(base: Base) -> Self {
+        match base {
+            Base::Float32 => Self::Float32,
+            Base::BFloat16 => Self::BFloat16,
+            Base::Int4 => Self::Int4,
+        }
+    }
 }
 
 /// Which of the possible layers are rewritten.

@@ -1,5 +1,6 @@
 //! The `velora-opt` command: an exported training graph in, a compressed training graph out.
 
+mod adapter_file;
 mod allocations;
 mod cli;
 mod commands;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         (Some(Command::Inspect(inspect)), _) => commands::inspect::run(inspect),
         (Some(Command::Calibrate(calibrate)), _) => commands::calibrate::run(calibrate),
         (Some(Command::Verify(verify)), _) => commands::verify::run(verify),
+        (Some(Command::Merge(merge)), _) => commands::merge::run(merge),
         (Some(Command::Run(run)), _) => commands::run::run(run),
         (Some(Command::Print(print)), _) => commands::print::run(print),
         (Some(Command::Completions { shell }), _) => commands::completions::run(*shell),

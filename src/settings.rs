@@ -77,7 +77,10 @@ pub fn selection(
         set.context("--include and --exclude")
     };
     let gradients = method.gradients.or(below.gradients);
-    let gradients = gradients.unwrap_or(Gradients::Full);
+    let gradients = gradients.unwrap_or(match method.adapter {
+        Some(_) => Gradients::Factored,
+        None => Gradients::Full,
+    });
     let usual_init = match gradients {
         Gradients::Full => Init::BatchAverage,
         // The mean as well, but one that stays.

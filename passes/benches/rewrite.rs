@@ -29,6 +29,7 @@ fn options(inline: bool, pin: bool) -> Options {
         inline,
         hoist: true,
         pin,
+        adapter: None,
         checks: Checks::default(),
     }
 }

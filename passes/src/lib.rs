@@ -1,5 +1,6 @@
 //! The rewrites of `velora-opt`: one pass, one file; a manager runs them.
 
+pub mod adapt;
 pub mod compress;
 pub mod dead_code;
 pub mod formula;

@@ -5,9 +5,11 @@
 //! verifies the model after each change, and that an empty patch came with no change and any other
 //! with one. Messages name the pass and those before it.
 
+use crate::adapt::AdaptError;
 use prost::Message;
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use velora_graph::analysis::AnalysisError;
 use velora_graph::ir::{GraphError, Model, Patch};
 use velora_graph::shapes::ShapeErrors;
 use velora_graph::text::ParseError;
@@ -73,6 +75,12 @@ pub enum PassError {
     /// Shapes contradict each other.
     #[error(transparent)]
     Shapes(#[from] ShapeErrors),
+    /// The model cannot be analysed any more.
+    #[error(transparent)]
+    Analysis(#[from] AnalysisError),
+    /// A weight cannot have an adapter.
+    #[error(transparent)]
+    Adapt(#[from] AdaptError),
     /// The text of an operator's body is broken.
     #[error("the body of an operator of ours does not parse: {0}")]
     Body(#[from] ParseError),

@@ -1,14 +1,16 @@
 //! The main job: from a model and what the user asked for to the rewritten model.
 //!
-//! `analyses → selection → compress → dead-code → hoist → schedule → pin`. What is hoisted depends on
+//! `analyses → selection → compress → dead-code → adapt → hoist → schedule → pin`. What is hoisted depends on
 //! what would be compressed, and the other way round: candidates are weighed as if every tensor that they
 //! release were compressed, and the selection sees the halves as they will be. A model in which nothing
 //! is rewritten or hoisted comes out as it went in, node for node.
 
+use crate::adapt::base::Base;
 use crate::manager::{Checks, Pass, PassError, PipelineError, Property, Ran, run};
 use crate::select::{Decision, SelectError, Selection, select};
-use crate::{compress, dead_code, hoist, pin, schedule};
+use crate::{adapt, compress, dead_code, hoist, pin, schedule};
 use std::collections::HashSet;
+use std::path::PathBuf;
 use thiserror::Error;
 use velora_graph::analysis::buffers::Buffers;
 use velora_graph::analysis::hoist::cut::Hoist;
@@ -19,9 +21,10 @@ use velora_graph::ir::{GraphError, Model, Patch};
 use velora_graph::shapes::{Context, ShapeErrors, Shapes, infer};
 
 /// The names of the passes, in the order in which they run.
-pub const PASSES: [&str; 5] = [
+pub const PASSES: [&str; 6] = [
     compress::NAME,
     dead_code::NAME,
+    adapt::NAME,
     hoist::NAME,
     schedule::NAME,
     pin::NAME,
@@ -40,8 +43,19 @@ pub struct Options {
     pub hoist: bool,
     /// Value-free dependences that keep the schedule in any runtime.
     pub pin: bool,
+    /// Adapters in the places of weights with factored gradients.
+    pub adapter: Option<Adapter>,
     /// What is checked and shown on the way.
     pub checks: Checks,
+}
+
+/// How weights are adapted.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// How their bases are stored.
+    pub base: Base,
+    /// The folder of the model's external data.
+    pub folder: Option<PathBuf>,
 }
 
 /// What became of a model.
@@ -120,6 +134,10 @@ fn job(model: &Model, options: &Options, ordered: bool) -> Result<Outcome, JobEr
     let dead_code = DeadCode {
         idle_before: dead_code::idle(&model.graph),
     };
+    let adapt = options.adapter.as_ref().map(|adapter| Adapt {
+        settings: &options.settings,
+        adapter,
+    });
     let hoist = Hoisting {
         work: hoist::Work::new(&model.graph, &hoists),
     };
@@ -135,6 +153,7 @@ fn job(model: &Model, options: &Options, ordered: bool) -> Result<Outcome, JobEr
     }
     if !passes.is_empty() || !hoists.is_empty() {
         passes.push(&dead_code);
+        passes.extend(adapt.as_ref().map(|adapt| adapt as &dyn Pass));
         if options.hoist {
             passes.push(&hoist);
         }
@@ -209,6 +228,25 @@ impl Pass for DeadCode {
     }
     fn run(&self, model: &Model) -> Result<Patch, PassError> {
         Ok(dead_code::dead_code(&model.graph, &self.idle_before))
+    }
+}
+
+struct Adapt<'a> {
+    settings: &'a Settings,
+    adapter: &'a Adapter,
+}
+
+impl Pass for Adapt<'_> {
+    fn name(&self) -> &'static str {
+        adapt::NAME
+    }
+    fn keeps(&self) -> &'static [Property] {
+        &[Property::NoDeadCode]
+    }
+    fn run(&self, model: &Model) -> Result<Patch, PassError> {
+        let analyses = Analyses::new(model, self.settings)?;
+        let Adapter { base, folder } = self.adapter;
+        Ok(adapt::adapt(model, &analyses, *base, folder.as_deref())?)
     }
 }
 

@@ -19,6 +19,7 @@ fn options(grouping: Grouping) -> Options {
         inline: false,
         hoist: true,
         pin: true,
+        adapter: None,
         checks: Checks {
             verify_each: true,
             keep_after: None,

@@ -246,6 +246,7 @@ fn what_is_freed_and_who_keeps_the_rest() {
             // What moves makes more tensors free; the recomputation judges the graph as it is.
             hoist: false,
             pin: false,
+            adapter: None,
             checks: Checks::default(),
         };
         let outcome = optimise(&model, &options).unwrap();

@@ -7,12 +7,12 @@ use velora_graph::analysis::{Analyses, Settings};
 use velora_graph::ir::Model;
 use velora_graph::onnx::read::{UnknownFields, read};
 use velora_graph::onnx::schema::{
-    GraphProto, ModelProto, NodeProto, StringStringEntryProto, ValueInfoProto,
+    AttributeType, GraphProto, ModelProto, NodeProto, StringStringEntryProto, ValueInfoProto,
 };
 use velora_passes::manager::Checks;
 use velora_passes::pipeline::{Options, optimise};
 use velora_passes::proof::{Proof, Side, prove};
-use velora_passes::select::{Grouping, Selection};
+use velora_passes::select::{Directions, Grouping, Init, LayerSettings, Selection, Storage};
 
 struct Pair {
     original: Model,
@@ -27,17 +27,26 @@ impl Pair {
     }
 
     fn hoisted(name: &str, inline: bool, scale: f64, hoist: bool) -> Pair {
+        Pair::with(name, (inline, hoist), |defaults| defaults.scale = scale)
+    }
+
+    fn with(
+        name: &str,
+        (inline, hoist): (bool, bool),
+        settings: impl FnOnce(&mut LayerSettings),
+    ) -> Pair {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
         let proto = read(&models.join(name), UnknownFields::Allow).unwrap();
         let original = Model::from_proto(proto).unwrap();
         let mut selection = Selection::freeable(Grouping::Groups(4));
-        selection.defaults.scale = scale;
+        settings(&mut selection.defaults);
         let options = Options {
             settings: Settings::default(),
             selection,
             inline,
             hoist,
             pin: true,
+            adapter: None,
             checks: Checks::default(),
         };
         let outcome = optimise(&original, &options).unwrap();
@@ -376,4 +385,186 @@ fn pins_are_looked_at() {
         node.attribute[0].i = Some(1)
     });
     change("Concat", "(Concat)", &|node| node.attribute[0].i = Some(1));
+}
+
+/// Bodies of every kind: means, moving averages, several directions, padding, 8 bits, scales, channels.
+#[test]
+fn every_expansion_is_accepted() {
+    let settings: [fn(&mut LayerSettings); 8] = [
+        |_| {},
+        |all| all.grouping = Grouping::Groups(3),
+        |all| all.directions = Directions::Group,
+        |all| all.storage = Storage::Int8,
+        |all| all.init = Init::RunningAverage,
+        |all| (all.init, all.rank) = (Init::None, 2),
+        |all| {
+            (all.init, all.rank, all.scale) = (Init::Random, 2, 0.5);
+            (all.directions, all.grouping) = (Directions::Group, Grouping::Groups(5));
+        },
+        |all| (all.init, all.directions) = (Init::RunningAverage, Directions::Group),
+    ];
+    for model in [
+        "aot/mlp.onnx",
+        "ort/vit_tiny_ssf.onnx",
+        "ort/lstm.onnx",
+        "ort/cnn.onnx",
+    ] {
+        for (number, settings) in settings.iter().enumerate() {
+            let pair = Pair::with(model, (true, true), settings);
+            let proof = pair.prove(pair.rewritten.clone());
+            assert_eq!(proof.differences, [], "{model}, settings {number}");
+        }
+    }
+}
+
+/// A node of an expanded operator.
+fn part<'g>(graph: &'g mut GraphProto, role: &str, op: &str) -> &'g mut NodeProto {
+    let mut nodes = graph.node.iter_mut();
+    nodes
+        .find(|n| n.op_type() == op && marked(n, "velora.op", role))
+        .unwrap()
+}
+
+/// A constant of an expanded operator.
+fn constant<'g>(graph: &'g mut GraphProto, role: &str, attribute: &str) -> &'g mut NodeProto {
+    let mut nodes = graph.node.iter_mut();
+    nodes
+        .find(|n| marked(n, "velora.op", role) && n.attribute.iter().any(|a| a.name() == attribute))
+        .unwrap()
+}
+
+/// Each still is a graph, and has the marks of the tool: only its nodes are not those of the body.
+#[test]
+fn expanded_bodies_are_looked_at() {
+    let pair = Pair::new("aot/mlp.onnx", true, 1.0);
+    assert_eq!(pair.prove(pair.rewritten.clone()).differences, []);
+    let grad = "FactoredWeightGrad";
+    pair.refuses(
+        "(Gemm) has transA = 0 where the body of FactoredWeightGrad has 1",
+        |g| part(g, grad, "Gemm").attribute[0].i = Some(0),
+    );
+    pair.refuses(
+        "(Gemm) has the attribute 'alpha', and none in the body of FactoredWeightGrad",
+        |g| {
+            let gemm = part(g, grad, "Gemm");
+            let mut more = gemm.attribute[0].clone();
+            (more.name, more.i, more.f) = (Some("alpha".to_owned()), None, Some(2.0));
+            more.r#type = Some(AttributeType::Float as i32);
+            gemm.attribute.push(more);
+        },
+    );
+    pair.refuses(
+        "(Gemm) has no attribute 'transA', which the body of FactoredWeightGrad gives it",
+        |g| part(g, grad, "Gemm").attribute.clear(),
+    );
+    pair.refuses(
+        "(Gemm), tensor 'velora.gelu.z': is read where the body of FactoredWeightGrad reads 'sub'",
+        |g| part(g, grad, "Gemm").input.reverse(),
+    );
+    pair.refuses(
+        "(Add) stands where the body of FactoredWeightGrad has Mul",
+        |g| part(g, grad, "Mul").op_type = Some("Add".to_owned()),
+    );
+    pair.refuses("has scale = 0.5, expected 1", |g| {
+        let found = constant(g, grad, "value_float");
+        found.attribute[0].f = Some(0.5);
+    });
+    pair.refuses("has groups = 8, expected 4", |g| {
+        let found = constant(g, "Compress", "value_int");
+        found.attribute[0].i = Some(8);
+    });
+    pair.refuses("another value of its attribute 'value_ints'", |g| {
+        let found = constant(g, "Compress", "value_ints");
+        found.attribute[0].ints = vec![1];
+    });
+    // A step more inside.
+    pair.refuses("(Abs) stands where the body of Compress has", |g| {
+        let product = part(g, "Compress", "MatMul");
+        let mut absolute = product.clone();
+        absolute.op_type = Some("Abs".to_owned());
+        absolute.input = vec![product.output[0].clone()];
+        let wide = std::mem::replace(&mut product.output[0], "wide".to_owned());
+        absolute.input = vec!["wide".to_owned()];
+        absolute.output = vec![wide];
+        g.node.push(absolute);
+    });
+    pair.refuses(
+        "(Exp) stands where the body of MeanDirection has Sqrt",
+        |g| {
+            part(g, "MeanDirection", "Sqrt").op_type = Some("Exp".to_owned());
+        },
+    );
+    // The mean of something else.
+    pair.refuses("reads 'relu' in the place of 'gelu'", |g| {
+        let nodes = g.node.iter_mut();
+        let nodes = nodes.filter(|n| marked(n, "velora.op", "MeanDirection"));
+        for name in nodes.flat_map(|n| &mut n.input) {
+            if name == "gelu" || name.starts_with("velora.pin.gelu") {
+                *name = "relu".to_owned();
+            }
+        }
+    });
+    // A value of the tool's own in the place of one of the body.
+    pair.refuses("is read where the body of MeanDirection reads", |g| {
+        let square = part(g, "MeanDirection", "Sqrt").input[0].clone();
+        let v = part(g, "MeanDirection", "Where").output[0].clone();
+        let squares = part(g, "MeanDirection", "Mul");
+        let all: Vec<String> = squares.output.clone();
+        let less = part(g, "MeanDirection", "Less");
+        assert_ne!((&square, &v), (&all[0], &less.input[1]));
+        less.input[0] = square;
+    });
+    // Marked as part of an operator, and beside it.
+    pair.refuses("(Neg) is marked as part of Compress, and is none", |g| {
+        let mut beside = part(g, "Compress", "MatMul").clone();
+        beside.op_type = Some("Neg".to_owned());
+        beside.input = vec!["relu".to_owned()];
+        beside.output = vec!["beside".to_owned()];
+        g.node.push(beside);
+    });
+}
+
+/// Operators that only some settings have.
+#[test]
+fn expanded_bodies_of_other_operators_are_looked_at() {
+    let pair = Pair::with("aot/mlp.onnx", (true, false), |all| {
+        all.storage = Storage::Int8;
+    });
+    pair.refuses("(Floor) stands where the body of Quantize has Round", |g| {
+        part(g, "Quantize", "Round").op_type = Some("Floor".to_owned());
+    });
+    pair.refuses("that no one Quantize made", |g| {
+        // Twice the scale, by a node beside the operators.
+        let scale = part(g, "Quantize", "Max").output[0].clone();
+        let mut twice = part(g, "Quantize", "Mul").clone();
+        twice.metadata_props.retain(|e| e.key() != "velora.op");
+        twice.op_type = Some("Add".to_owned());
+        twice.input = vec![scale.clone(); 2];
+        twice.output = vec!["twice".to_owned()];
+        let nodes = g.node.iter_mut();
+        let nodes = nodes.filter(|n| marked(n, "velora.op", "Dequantize"));
+        for name in nodes.flat_map(|n| &mut n.input) {
+            if *name == scale {
+                *name = "twice".to_owned();
+            }
+        }
+        g.node.push(twice);
+    });
+    let pair = Pair::with("aot/mlp.onnx", (true, false), |all| {
+        all.init = Init::RunningAverage;
+    });
+    pair.refuses(
+        "(Add) stands where the body of RunningDirection has Sub",
+        |g| {
+            part(g, "RunningDirection", "Sub").op_type = Some("Add".to_owned());
+        },
+    );
+    let pair = Pair::with("ort/cnn.onnx", (true, true), |_| {});
+    pair.refuses("of Reconstruct", |g| {
+        part(g, "Reconstruct", "Mul").op_type = Some("Add".to_owned());
+    });
+    let pair = Pair::with("ort/vit_tiny_ssf.onnx", (true, true), |_| {});
+    pair.refuses("of FactoredScaleGrad", |g| {
+        part(g, "FactoredScaleGrad", "Mul").op_type = Some("Add".to_owned());
+    });
 }

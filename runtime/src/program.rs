@@ -96,20 +96,39 @@ pub struct Trained {
     pub factor: Option<Factor<TensorId>>,
 }
 
-/// The direction v of a factored gradient `dW = v ⊗ P`, and how it cuts the weight; `T` is what stands for
-/// a tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The direction of a factored gradient, and how the weight is cut by it; `T` is what stands for a tensor.
+///
+/// The gradient of a weight W of D features and O outputs is dW = v ⊗ P. The features are cut into G
+/// groups of M = ⌈D/G⌉ consecutive ones; the last one that holds any may be shorter, and others after it
+/// be empty (D = 5, G = 4). With the features first, W is `[D, O]`, P is `[G, O]`, and
+/// dW\[g·M + i, o\] = v(g)\[i\] · P\[g, o\]; with the features last, W is `[O, D]`, P is `[O, G]`, and
+/// dW\[o, g·M + i\] = v(g)\[i\] · P\[o, g\].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Factor<T> {
-    /// v, `[M]`, or [G, M] where each group has its own.
+    /// v, of any norm: `[M]`, for all groups, or `[G, M]`, one for each. Of a group that is short the
+    /// first entries count.
     pub direction: T,
-    /// G.
+    /// G, from 1 to D.
     pub groups: usize,
     /// D.
     pub features: usize,
     /// O.
     pub outputs: usize,
-    /// Whether the weight is [O, D] and P [O, G], rather than [D, O] and [G, O].
+    /// Whether W is `[O, D]`.
     pub features_last: bool,
+}
+
+impl<T> Factor<T> {
+    /// The same cut, with another stand-in for the direction.
+    pub fn with<U>(&self, direction: U) -> Factor<U> {
+        Factor {
+            direction,
+            groups: self.groups,
+            features: self.features,
+            outputs: self.outputs,
+            features_last: self.features_last,
+        }
+    }
 }
 
 impl Program {

@@ -7,8 +7,10 @@ use counting::{allocations, both_steal, watch_pool};
 use velora_graph::shapes::DataType;
 use velora_runtime::data::Dataset;
 use velora_runtime::data::batches::{Batches, Input, Last, Settings};
-use velora_runtime::session::gradient::{accumulate, clip_coefficient, global_norm};
-use velora_runtime::session::optimizer::{Optimizer, Step};
+use velora_runtime::session::gradient::{
+    clip_coefficient, factored_sum_of_squares, global_norm, sum_of_squares,
+};
+use velora_runtime::session::optimizer::{Factor, Optimizer, Step};
 use velora_runtime::tensor::Tensor;
 
 #[test]
@@ -37,22 +39,44 @@ fn a_step_allocates_nothing() {
         epsilon: 1e-8,
         weight_decay: 0.1,
     };
-    let (mut w, mut sum, g) = (vec![1f32; N], vec![0f32; N], vec![1f32; N]);
+    let (mut w, g) = (vec![1f32; N], vec![1f32; N]);
     let (mut m, mut v) = (vec![0f32; N], vec![0f32; N]);
+    // Groups of 40 features, and of 4: both orientations, and both ways to sweep rows of features.
+    let direction = [0.5f32; 40];
+    let factors = [(40, 25, false), (40, 25, true), (4, 250, true)].map(|(each, groups, last)| {
+        let (direction, features) = (&direction[..each], each * groups);
+        Factor {
+            direction,
+            groups,
+            features,
+            outputs: N / features,
+            features_last: last,
+        }
+    });
     let mut train = |steps: u64| {
         for number in 1..=steps {
             batches.copy(0, &mut place).unwrap();
             batches.advance();
-            sum.fill(0.0);
-            accumulate(&mut sum, &g);
             let step = Step {
                 number,
                 learning_rate: 0.1,
-                gradient_scale: clip_coefficient(global_norm([&sum[..]]), 1.0) as f32,
+                gradient_scale: clip_coefficient(global_norm([sum_of_squares(&g)]), 1.0) as f32,
             };
             optimizer
-                .update(&step, &mut w, &sum, &mut [&mut m, &mut v])
+                .update(&step, &mut w, &g, &mut [&mut m, &mut v])
                 .unwrap();
+            for factor in &factors {
+                let small = factor.groups * factor.outputs;
+                let norm = factored_sum_of_squares(factor, &g[..small]).sqrt();
+                let step = Step {
+                    gradient_scale: clip_coefficient(norm, 1.0) as f32,
+                    ..step
+                };
+                let state = &mut [&mut m[..small], &mut v[..small]];
+                optimizer
+                    .update_factored(&step, &mut w, factor, &g[..small], state)
+                    .unwrap();
+            }
         }
     };
     let pool = rayon::ThreadPoolBuilder::new()

@@ -73,6 +73,9 @@ pub struct RunArguments {
     /// Write the trained parameters, as safetensors
     #[arg(long, value_name = "F", help_heading = "Parameters")]
     pub save: Option<PathBuf>,
+    /// Write what was trained of a graph with adapters, as safetensors; --params reads it
+    #[arg(long, value_name = "F", help_heading = "Parameters")]
+    pub save_adapter: Option<PathBuf>,
     /// Write a checkpoint here at the end, and after every --checkpoint-every steps
     #[arg(long, value_name = "F", help_heading = "Checkpoints")]
     pub checkpoint: Option<PathBuf>,
@@ -169,6 +172,7 @@ impl RunArguments {
     pub fn outputs(&self) -> Vec<(&'static str, Option<PathBuf>)> {
         vec![
             ("--save", self.save.clone()),
+            ("--save-adapter", self.save_adapter.clone()),
             ("--checkpoint", self.checkpoint.clone()),
             ("--json", self.json.clone()),
             ("--log", self.log.clone()),

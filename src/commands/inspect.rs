@@ -84,6 +84,7 @@ fn options(loaded: &Loaded, groups: i64, preset: select::Preset) -> Options {
         hoist: true,
         // A pin holds no bytes of its own.
         pin: false,
+        adapter: None,
         checks: Checks::default(),
     }
 }

@@ -4,6 +4,7 @@ pub mod calibrate;
 pub mod completions;
 pub mod inspect;
 pub mod man;
+pub mod merge;
 pub mod optimize;
 pub mod print;
 pub mod run;

@@ -2,7 +2,7 @@
 
 use super::{Loaded, deliver, warn_of_doubtful};
 use crate::cli::{OptimizeArguments, is_stream};
-use crate::io::{write_model, write_text};
+use crate::io::{folder_of, write_model, write_text};
 use crate::plan_file::Plan;
 use crate::report::View;
 use crate::report::build::{Sides, report};
@@ -14,7 +14,7 @@ use velora_graph::ir::Model;
 use velora_graph::text::print_model;
 use velora_passes::manager::{Checks, Ran};
 use velora_passes::ops::OLDEST_OPSET;
-use velora_passes::pipeline::{Options, PASSES, already_rewritten, optimise};
+use velora_passes::pipeline::{Adapter, Options, PASSES, already_rewritten, optimise};
 
 /// Rewrites the model into the output, and reports.
 ///
@@ -59,6 +59,10 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
         inline: arguments.inline,
         hoist: !arguments.no_hoist,
         pin: !arguments.no_pin,
+        adapter: arguments.method.adapter.map(|base| Adapter {
+            base: base.into(),
+            folder: Some(folder_of(&arguments.graph.source.model).to_path_buf()),
+        }),
         checks: Checks {
             verify_each: arguments.verify_each,
             keep_after: arguments.print_after.clone(),

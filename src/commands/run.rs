@@ -1,6 +1,7 @@
 //! `run`: trains a graph on this machine.
 
 use super::{Loaded, warn_of_doubtful};
+use crate::adapter_file;
 use crate::cli::{Device, OptimizerKind, RunArguments, ScheduleKind, is_stream};
 use crate::io::{print, write_text};
 use crate::report::run::{Outcome, RegionBytes, Scored, table};
@@ -56,6 +57,12 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         .as_deref()
         .map(read)
         .transpose()?;
+    if let Some(adapters) = parameters.as_ref().filter(|p| adapter_file::is_adapter(p)) {
+        adapter_file::check(adapters, &loaded.model, &roles)?;
+    }
+    if arguments.save_adapter.is_some() {
+        adapter_file::layers(graph, &roles).with_context(|| name.clone())?;
+    }
     let resumed = arguments
         .resume
         .as_deref()
@@ -131,6 +138,9 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     let mut trained = trained?;
     trained.device = cpu.name();
     trained.model = name.clone();
+    if let Some(path) = &arguments.save_adapter {
+        adapter_file::write(path, &loaded.model, &roles, &started.session)?;
+    }
     deliver(arguments, &started, &trained)
 }
 

@@ -3,17 +3,18 @@
 use super::{Loaded, warn_of_doubtful};
 use crate::cli::{VerifyArguments, is_stream};
 use crate::io::{fingerprint, folder_of, print, sha256, write_text};
-use crate::measure::{Bench, bits, fidelity, layers, read_inputs};
+use crate::measure::{Bench, bits, factors, fidelity, layers, read_inputs};
 use crate::report::Style;
 use crate::report::verify::{Certificate, Data, Layer, Numbers, table};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::path::Path;
+use velora_graph::analysis::roles::{Hints, roles};
 use velora_graph::analysis::{Analyses, Settings};
 use velora_graph::ir::ValueId;
 use velora_graph::onnx::write::check_replaceable;
 use velora_passes::pipeline::shapes;
-use velora_passes::proof::{Gradient, Side, prove};
+use velora_passes::proof::{DirectionState, Gradient, Side, direction_state, prove};
 use velora_passes::select::sub_token_size;
 use velora_runtime::backend::Backend;
 use velora_runtime::cpu::Cpu;
@@ -37,6 +38,14 @@ pub fn run(arguments: &VerifyArguments) -> Result<()> {
         rewritten,
         folders,
     } = &pair;
+    let hints = Hints::default();
+    if roles(&rewritten.model.graph, &hints).is_ok_and(|roles| !roles.adapters.is_empty()) {
+        bail!(
+            "{}: the graph has adapters, whose weights are other ones than the original's; verify the same \
+             rewrite with --gradients factored in the place of --adapter",
+            rewritten.name
+        );
+    }
     let analyses = Analyses::new(&original.model, &original.settings);
     let analyses = analyses.with_context(|| original.name.clone())?;
     warn_of_doubtful(&arguments.source, &original.model, &analyses.roles);
@@ -70,6 +79,7 @@ pub fn run(arguments: &VerifyArguments) -> Result<()> {
                 groups: gradient.factors.groups,
                 sub_token_size: sub_token_size(gradient.site.features, gradient.factors.groups),
                 init: gradient.factors.init.clone(),
+                state: direction_state(&rewritten.model.graph, gradient.factors.direction),
                 scale: gradient.factors.scale,
                 measured,
             })
@@ -77,6 +87,9 @@ pub fn run(arguments: &VerifyArguments) -> Result<()> {
         proof,
         numbers,
     };
+    if !arguments.source.quiet {
+        note_unfilled(&rewritten.name, &certificate.layers);
+    }
     if let Some(path) = &arguments.json {
         write_text(path, &certificate.json()?)?;
     }
@@ -88,6 +101,19 @@ pub fn run(arguments: &VerifyArguments) -> Result<()> {
     match certificate.first_problem() {
         None => Ok(()),
         Some(problem) => bail!("{}: {problem}", rewritten.name),
+    }
+}
+
+/// Says which directions are placeholders: what is measured then is not what training will see.
+fn note_unfilled(name: &str, layers: &[Layer]) {
+    let open = |layer: &&Layer| layer.state == DirectionState::Unfilled;
+    let count = layers.iter().filter(open).count();
+    if count > 0 {
+        eprintln!(
+            "velora-opt: {name}: the directions of {count} of {} layers are placeholders, which calibrate, or \
+             the first step of run, fills",
+            layers.len()
+        );
     }
 }
 
@@ -112,6 +138,13 @@ fn measure(
         folders,
     } = pair;
     let (before, after) = (original.executable()?, rewritten.executable()?);
+    let analyses = Analyses::new(&original.model, &original.settings)?;
+    let after = factors::expanded(
+        (&original.model.graph, &rewritten.model.graph),
+        &analyses,
+        &after,
+        gradients,
+    )?;
     let analyses = Analyses::new(&before, &original.settings)?;
     let halves = (&analyses.roles, &analyses.partition);
     let (settings, folder) = (&original.settings, Some(folders[0]));

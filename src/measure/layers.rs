@@ -11,7 +11,8 @@ use velora_passes::formula::{
     Deviation, Directions, Matrix, Parts, Rounding, compressed, even_direction, gamma, gradient,
     mean_direction, reconstructed, scale_gradient,
 };
-use velora_passes::proof::Gradient;
+use velora_passes::proof::{DirectionState, Gradient, direction_state};
+use velora_runtime::session::directions::{Kind as Filling, Moments, Unfilled, agreement, solve};
 use velora_runtime::tensor::Tensor;
 
 /// What was found of one layer.
@@ -26,6 +27,8 @@ pub struct Layer {
     pub direction: Deviation,
     /// Whether v was compared with its definition.
     pub defined: bool,
+    /// The cosine of v with what this batch would give, where data filled it once; another batch may have.
+    pub direction_cosine: Option<f64>,
     /// dW against the exact one.
     pub fidelity: Fidelity,
 }
@@ -40,6 +43,8 @@ struct Names<'a> {
     z: String,
     v: String,
     direction: String,
+    /// What filled v, where data did.
+    filled: Option<Filling>,
     /// X̂, and the view of it that the product reads, where the product stays.
     reconstructed: Option<[String; 2]>,
     bytes: i64,
@@ -67,6 +72,7 @@ pub fn judge(
         .map(|gradient| names(proven, gradient, bytes));
     let named: Vec<Names<'_>> = named.collect::<Result<_>>()?;
     let mut layers = Vec::new();
+    let mut cosines = BTreeMap::new();
     for chunk in chunks(named, |names| names.bytes) {
         let before = chunk.iter().flat_map(|n| n.before.iter().chain([&n.dw]));
         let before = original.values(before.map(String::as_str))?;
@@ -77,7 +83,7 @@ pub fn judge(
         let after = rewritten.values(after.map(String::as_str))?;
         for names in &chunk {
             let of = || format!("the gradient '{}'", names.dw);
-            layers.push(layer(original, names, &before, &after).with_context(of)?);
+            layers.push(layer(original, names, &before, &after, &mut cosines).with_context(of)?);
         }
     }
     Ok(layers)
@@ -125,6 +131,14 @@ fn names<'a>(
         z: made(factors.z),
         v: made(factors.v),
         direction: made(factors.direction),
+        filled: match (
+            direction_state(new, factors.direction),
+            factors.init.as_str(),
+        ) {
+            (DirectionState::Constant, "first-batch") => Some(Filling::Mean),
+            (DirectionState::Constant, "svd") => Some(Filling::Singular),
+            _ => None,
+        },
         reconstructed: match (factors.reconstructed, read) {
             (Some(x), Some(read)) => Some([made(x), made(read)]),
             _ => None,
@@ -137,6 +151,7 @@ fn layer(
     names: &Names<'_>,
     before: &BTreeMap<String, Tensor>,
     after: &BTreeMap<String, Tensor>,
+    cosines: &mut BTreeMap<String, Option<f64>>,
 ) -> Result<Layer> {
     let Gradient { site, factors, .. } = names.gradient;
     let find = |values: &BTreeMap<String, Tensor>, name: &str| {
@@ -214,11 +229,24 @@ fn layer(
     };
     let own = self::rounding(&direction);
     let (defined, against) = definition(&x, groups, &factors.init, &projected_on, own);
+    let direction_cosine = names.filled.and_then(|kind| {
+        // Layers that share an activation share its direction.
+        let known = cosines.entry(names.direction.clone());
+        *known.or_insert_with(|| from_batch(&x, groups, kind, &direction.shape, &projected_on))
+    });
     Ok(Layer {
         formula,
-        compressed: compressed(&x, groups, &projected_on, &z, factors.storage, rounding),
+        compressed: compressed(
+            &x,
+            groups,
+            &projected_on,
+            &z,
+            factors.storage,
+            rounding.max(own),
+        ),
         direction: against,
         defined,
+        direction_cosine,
         fidelity: fidelity::of(&dw, &find(before, &names.dw)?),
     })
 }
@@ -321,6 +349,31 @@ fn definition(
         deviation.observe((is - wanted).abs(), bound);
     }
     (true, deviation)
+}
+
+/// The cosine of v with the direction that a calibration on this batch alone would find.
+fn from_batch(
+    x: &Matrix,
+    groups: usize,
+    kind: Filling,
+    shape: &[usize],
+    v: &Directions,
+) -> Option<f64> {
+    let direction = Unfilled {
+        name: String::new(),
+        shape: shape.to_vec(),
+        kind,
+        input: String::new(),
+        features: x.columns,
+        groups,
+    };
+    // Whatever else the file says of v, it is cut as X is.
+    if direction.size() != v.size || v.rank > v.size {
+        return None;
+    }
+    let moments = Moments::of(&direction, x.elements.chunks(x.columns.max(1)));
+    let solved = solve(&direction, &moments).ok()?;
+    agreement(&direction, &v.elements, &solved)
 }
 
 /// The sub-tokens of one group, [N, M], zero where they are padding.

@@ -4,6 +4,7 @@
 //! as [`CHUNK`] bytes hold, so that memory stays bounded whatever is asked for.
 
 pub mod bits;
+pub mod factors;
 pub mod fidelity;
 pub mod layers;
 

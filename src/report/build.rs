@@ -3,9 +3,10 @@
 //! Every number is read off the two models: what is saved after the rewrite is what the analyses find
 //! saved in the model that is written, not what the rewrite meant to save.
 
-use super::{Amount, Decision, Hoisted, KeptAlive, Layer, Reader, Report, Saved, Totals};
+use super::{Amount, Decision, Held, Hoisted, KeptAlive, Layer, Reader, Report, Saved, Totals};
 #[cfg(test)]
 use crate::measure::fidelity::Fidelity;
+use crate::measure::fidelity::gradients;
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use velora_graph::text::element_type_name;
 use velora_passes::pipeline::assumed_sizes;
 use velora_passes::schedule::schedule;
 use velora_passes::select::{self, Grouping, Selection, sub_token_size};
+use velora_runtime::training::Signature;
 
 /// What a report is made of.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +97,8 @@ fn totals(sides: &Sides<'_>, layers: &[Layer]) -> Result<Totals> {
         peak_bytes_before,
         weight_grad_flops_before,
         weight_grad_flops_after,
+        held_before: held(sides.before),
+        held_after: held(sides.after),
         sites: layers.len(),
         sites_rewritten: rewritten,
         fidelity: None,
@@ -106,6 +110,49 @@ pub fn saved_bytes(analyses: &Analyses) -> Amount {
     let saved = analyses.saved.iter();
     let bytes = saved.map(|s| Amount::from(analyses.shapes.bytes(s.buffer)));
     bytes.fold(Amount::from(0), |sum, bytes| &sum + &bytes)
+}
+
+/// What a step holds of the trained parameters.
+fn held((model, analyses): (&Model, &Analyses)) -> Held {
+    let graph = &model.graph;
+    let signature = Signature::new(graph, &analyses.roles);
+    let bytes = |value: ValueId| Amount::from(analyses.shapes.bytes(value));
+    let none = || Amount::from(0);
+    let trained = signature.trained.iter();
+    let trained = trained.map(|parameter| graph.inputs()[parameter.input]);
+    // A base, and its scales where it is stored as integers.
+    let bases = analyses.roles.adapters.iter().flat_map(|adapter| {
+        let base = adapter.of.parameter;
+        let users = graph
+            .value(base)
+            .users
+            .iter()
+            .map(|user| graph.node(user.node));
+        let scales = { users }
+            .filter(|node| node.op() == "DequantizeLinear")
+            .filter_map(|node| node.inputs.get(1).copied().flatten());
+        let scales: BTreeSet<ValueId> = scales.collect();
+        scales.into_iter().chain([base])
+    });
+    let parameters = trained
+        .chain(bases)
+        .map(bytes)
+        .fold(none(), |sum, bytes| &sum + &bytes);
+    let gradients = if signature.trained.is_empty() {
+        none()
+    } else {
+        (gradients(graph, analyses).iter())
+            .map(|gradient| bytes(gradient.value))
+            .fold(none(), |sum, bytes| &sum + &bytes)
+    };
+    let optimizer = &gradients + &gradients;
+    let held = &(&parameters + &gradients) + &optimizer;
+    Held {
+        step: &held + &saved_bytes(analyses),
+        parameters,
+        gradients,
+        optimizer,
+    }
 }
 
 /// The highest of the live bytes: over the order of the file, or over the best order found, so that
@@ -231,6 +278,10 @@ fn layer(
         groups: sizes.map(|(groups, _)| groups),
         sub_token_size: sizes.map(|(_, size)| size),
         init: rewritten.then(|| decision.settings.init.name().to_owned()),
+        gradient: rewritten.then(|| match decision.gradient.route() {
+            Some(_) => select::Gradients::Factored.name(),
+            None => select::Gradients::Full.name(),
+        }),
         freed_bytes: match rewritten && !kept {
             true => &before - &now,
             false => Amount::from(0),
@@ -381,6 +432,7 @@ pub fn example() -> Report {
         groups: Some(16),
         sub_token_size: Some(4),
         init: Some("random".to_owned()),
+        gradient: Some("full"),
         saved_bytes_before: amount("256*batch"),
         saved_bytes_after: amount("64*batch"),
         freed_bytes: amount("192*batch"),
@@ -394,6 +446,7 @@ pub fn example() -> Report {
         groups: None,
         sub_token_size: None,
         init: None,
+        gradient: None,
         saved_bytes_after: amount("256*batch"),
         freed_bytes: Amount::from(0),
         kept_alive_by: vec![KeptAlive {
@@ -427,6 +480,8 @@ pub fn example() -> Report {
             peak_bytes_after: Amount::default(),
             weight_grad_flops_before: amount("2048*batch"),
             weight_grad_flops_after: amount("1280*batch"),
+            held_before: Held::default(),
+            held_after: Held::default(),
             sites: 2,
             sites_rewritten: 1,
             fidelity: None,

@@ -3,7 +3,7 @@
 //! An amount is a number, or null with a `<key>_symbolic` string behind it while a dimension is open.
 //! A size in a shape is a number or an expression; a shape of unknown rank is null.
 
-use super::{Amount, Hoisted, Layer, Preset, Report, SCHEMA, Saved, Totals, Trial};
+use super::{Amount, Held, Hoisted, Layer, Preset, Report, SCHEMA, Saved, Totals, Trial};
 use crate::measure::fidelity::Fidelity;
 use anyhow::{Context, Result};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -92,6 +92,8 @@ impl Serialize for Totals {
             peak_bytes_after,
             weight_grad_flops_before,
             weight_grad_flops_after,
+            held_before,
+            held_after,
             sites,
             sites_rewritten,
             fidelity,
@@ -107,6 +109,18 @@ impl Serialize for Totals {
             weight_grad_flops_before,
         )?;
         amount(&mut map, "weight_grad_flops_after", weight_grad_flops_after)?;
+        for (when, held) in [("before", held_before), ("after", held_after)] {
+            let Held {
+                parameters,
+                gradients,
+                optimizer,
+                step,
+            } = held;
+            amount(&mut map, &format!("parameter_bytes_{when}"), parameters)?;
+            amount(&mut map, &format!("gradient_bytes_{when}"), gradients)?;
+            amount(&mut map, &format!("adamw_bytes_{when}"), optimizer)?;
+            amount(&mut map, &format!("step_bytes_{when}"), step)?;
+        }
         map.serialize_entry("sites", sites)?;
         map.serialize_entry("sites_rewritten", sites_rewritten)?;
         measured(&mut map, fidelity.as_ref())?;
@@ -130,6 +144,7 @@ impl Serialize for Layer {
             groups,
             sub_token_size,
             init,
+            gradient,
             saved_bytes_before,
             saved_bytes_after,
             freed_bytes,
@@ -149,6 +164,7 @@ impl Serialize for Layer {
         map.serialize_entry("groups", groups)?;
         map.serialize_entry("sub_token_size", sub_token_size)?;
         map.serialize_entry("init", init)?;
+        map.serialize_entry("gradient", gradient)?;
         amount(&mut map, "saved_bytes_before", saved_bytes_before)?;
         amount(&mut map, "saved_bytes_after", saved_bytes_after)?;
         amount(&mut map, "freed_bytes", freed_bytes)?;

@@ -96,12 +96,30 @@ pub struct Totals {
     pub weight_grad_flops_before: Amount,
     /// The same after the rewrite (2NGO each).
     pub weight_grad_flops_after: Amount,
+    /// What else a step with AdamW holds.
+    pub held_before: Held,
+    /// The same after the rewrite.
+    pub held_after: Held,
     /// How many sites there are.
     pub sites: usize,
     /// How many of them were (or, for `inspect`, would be) rewritten.
     pub sites_rewritten: usize,
     /// How near the gradient of all parameters together is to the exact one, where it was measured.
     pub fidelity: Option<Fidelity>,
+}
+
+/// Bytes that a step holds from its start to its end, of the trained parameters. Where the optimiser is in
+/// the graph, nothing is counted.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    /// The parameters.
+    pub parameters: Amount,
+    /// Their gradients, as the graph hands them out.
+    pub gradients: Amount,
+    /// What Adam and AdamW keep: two tensors of the gradient's shape for each.
+    pub optimizer: Amount,
+    /// All of these and what is saved for backward.
+    pub step: Amount,
 }
 
 /// Whether a layer was rewritten.
@@ -152,6 +170,8 @@ pub struct Layer {
     pub sub_token_size: Option<i64>,
     /// The kind of direction, where it was rewritten.
     pub init: Option<String>,
+    /// `full` or `factored`: how the gradient leaves the graph; `None` where nothing is rewritten.
+    pub gradient: Option<&'static str>,
     /// Bytes of `activation`; shared ones are repeated by every layer.
     pub saved_bytes_before: Amount,
     /// Bytes saved in place of `activation`.
@@ -282,9 +302,20 @@ impl Totals {
                 &self.weight_grad_flops_after,
             ),
         ];
+        // They are of interest where the rewrite changes them.
+        let (was, is) = (&self.held_before, &self.held_after);
+        let held = [
+            ("gradients", &was.gradients, &is.gradients),
+            ("AdamW state", &was.optimizer, &is.optimizer),
+            ("all that a step holds", &was.step, &is.step),
+        ];
+        let changed = was.gradients != is.gradients;
+        let held = held.into_iter().filter(|_| changed);
+        let held = held.map(|(name, was, is)| (name, Unit::Bytes, was, is));
         let unknown = Amount::default();
         let known = compared
             .into_iter()
+            .chain(held)
             .filter(|(_, _, was, is)| **was != unknown || **is != unknown);
         let mut shown = Shown {
             rows: Vec::new(),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use velora_passes::formula::Deviation;
-use velora_passes::proof::{Difference, Proof};
+use velora_passes::proof::{Difference, DirectionState, Proof};
 
 /// The name of the JSON schema.
 const SCHEMA: &str = "velora-verify/1";
@@ -50,6 +50,8 @@ pub struct Layer {
     pub sub_token_size: i64,
     /// The kind of direction.
     pub init: String,
+    /// What v is in the file.
+    pub state: DirectionState,
     /// The factor on dW.
     pub scale: f64,
     /// What was measured.
@@ -198,12 +200,14 @@ fn layer(layer: &Layer) -> Value {
         "groups": layer.groups,
         "sub_token_size": layer.sub_token_size,
         "init": layer.init,
+        "direction_state": layer.state.name(),
         "scale": layer.scale,
         "formula_max_error": measured.map(|m| m.formula.error),
         "tolerance": measured.map(|m| m.formula.tolerance),
         "compressed": measured.map(|m| deviation(m.compressed)),
         "direction": measured.map(|m| deviation(m.direction)),
         "direction_checked": measured.map(|m| if m.defined { "definition" } else { "unit-vector" }),
+        "direction_cosine": measured.and_then(|m| m.direction_cosine),
         "cosine": measured.and_then(|m| m.fidelity.cosine),
         "norm_ratio": measured.and_then(|m| m.fidelity.norm_ratio),
     })
@@ -277,6 +281,7 @@ fn layers_table(certificate: &Certificate, style: Style) -> String {
         ("groups", Column::Number),
         ("direction", Column::Word),
         ("scale", Column::Number),
+        ("cosine of v", Column::Number),
         ("formula error", Column::Number),
         ("tolerance", Column::Number),
         ("cosine", Column::Number),
@@ -290,10 +295,17 @@ fn layers_table(certificate: &Certificate, style: Style) -> String {
             layer.param.clone(),
             layer.kind.to_owned(),
             layer.groups.to_string(),
-            layer.init.clone(),
+            match layer.state {
+                DirectionState::Unfilled => format!("{}, unfilled", layer.init),
+                _ => layer.init.clone(),
+            },
             match layer.scale == 1.0 {
                 true => String::new(),
                 false => layer.scale.to_string(),
+            },
+            match measured.and_then(|m| m.direction_cosine) {
+                Some(cosine) => number(Some(cosine), style),
+                None => String::new(),
             },
             small(measured.map(|m| m.formula.error)),
             small(measured.map(|m| m.formula.tolerance)),
@@ -354,12 +366,14 @@ mod tests {
                 groups: 4,
                 sub_token_size: 16,
                 init: "none".to_owned(),
+                state: DirectionState::Constant,
                 scale: 0.5,
                 measured: Some(layers::Layer {
                     formula: deviation(error),
                     compressed: deviation(0.0),
                     direction: deviation(0.0),
                     defined: true,
+                    direction_cosine: None,
                     fidelity,
                 }),
             }],

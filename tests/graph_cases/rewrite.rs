@@ -50,6 +50,7 @@ fn rewritten(case: &Case, inline: bool, pin: bool) -> Result<Outcome, String> {
         inline,
         hoist: case.hoist,
         pin,
+        adapter: None,
         checks: Checks {
             verify_each: true,
             keep_after: Some(if case.hoist { "hoist" } else { "dead-code" }.to_owned()),

@@ -3,7 +3,7 @@
 use super::counting::{allocations, both_steal, watch_pool};
 use super::footprint::OPTIMIZER;
 use super::graphs::{Graph, files};
-use velora_passes::select::Preset;
+use velora_passes::select::{Gradients, Grouping, Init, LayerSettings, Preset};
 use velora_runtime::backend::{Backend, StepContext};
 use velora_runtime::cpu::Cpu;
 use velora_runtime::session::optimizer::Step;
@@ -17,7 +17,17 @@ fn steps_allocate_nothing() {
     });
     for file in files() {
         let original = Graph::read(&file);
-        for graph in [original.rewrite(Preset::Freeable, false), original] {
+        let factored = LayerSettings {
+            init: Init::None,
+            gradients: Gradients::Factored,
+            ..LayerSettings::new(Grouping::Groups(4))
+        };
+        let factored = original.rewrite_as(Preset::Freeable, false, factored);
+        for graph in [
+            original.rewrite(Preset::Freeable, false),
+            factored,
+            original,
+        ] {
             let states = match graph.signature.trained.is_empty() {
                 true => 0,
                 false => OPTIMIZER.state().len(),

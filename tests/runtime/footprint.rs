@@ -15,7 +15,7 @@ pub const OPTIMIZER: Optimizer = Optimizer::AdamW {
 };
 
 /// The bytes of buffers that lie one behind the other.
-fn packed(buffers: impl Iterator<Item = usize>) -> usize {
+pub fn packed(buffers: impl Iterator<Item = usize>) -> usize {
     let (mut start, mut end) = (0usize, 0);
     for bytes in buffers {
         end = start + bytes;

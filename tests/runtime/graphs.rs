@@ -62,7 +62,7 @@ impl Graph {
         )
     }
 
-    fn new(name: String, model: Model, rewritten: Vec<String>) -> Graph {
+    pub fn new(name: String, model: Model, rewritten: Vec<String>) -> Graph {
         let roles = roles(&model.graph, &Hints::default()).unwrap();
         Graph {
             name,
@@ -90,6 +90,7 @@ impl Graph {
             inline,
             hoist: true,
             pin: true,
+            adapter: None,
             checks: Checks {
                 verify_each: false,
                 keep_after: None,

@@ -7,6 +7,7 @@ mod bits;
 #[path = "../../runtime/tests/counting/mod.rs"]
 mod counting;
 mod differences;
+mod factors;
 mod footprint;
 mod graphs;
 mod variants;

@@ -33,6 +33,8 @@ pub struct Roles {
     pub directions: Vec<(ValueId, ValueId)>,
     /// Of the gradients, those that a rewrite of ours hands out as factors.
     pub factored: Vec<Factored>,
+    /// Of the gradients, those of adapters that stand in the places of weights.
+    pub adapters: Vec<Adapter>,
     /// Of the others, outputs that might be gradients all the same, each with an input of its very shape
     /// that has none.
     pub doubtful: Vec<(ValueId, ValueId)>,
@@ -51,6 +53,15 @@ pub struct Factored {
     pub groups: i64,
     /// Whether the parameter is [O, D].
     pub features_last: bool,
+}
+
+/// A weight `W = W₀ + v ⊗ A` of which A is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Adapter {
+    /// The input that is A, [G, O] or [O, G].
+    pub input: ValueId,
+    /// The weight's gradient as it was before: its parameter is W₀, and its P the gradient of A.
+    pub of: Factored,
 }
 
 /// Why roles could not be told.
@@ -108,6 +119,11 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
     };
     let mut hinted = BTreeMap::new();
     for (parameter, output) in &hints.gradients {
+        // A rewrite of ours hands out factors of it, or has given the parameter an adapter.
+        let mut nodes = graph.order().iter().map(|&id| graph.node(id));
+        if nodes.any(|node| node.metadata("velora.factor_of") == Some(output)) {
+            continue;
+        }
         let parameter = find("--grad", parameter, graph.inputs(), "an input")?;
         let output = find("--grad", output, graph.outputs(), "an output")?;
         hinted.insert(output, parameter);
@@ -122,8 +138,11 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
     let mut gradients = Vec::new();
     let mut others = Vec::new();
     let mut directions = Vec::new();
-    let factored = factored(graph);
-    let of_factors: BTreeSet<ValueId> = factored.iter().map(|f| f.direction).collect();
+    let mut factored = factored(graph);
+    let adapters = adapters(graph, &mut factored);
+    let of_adapters = adapters.iter().map(|a| a.of.direction);
+    let of_factors = factored.iter().map(|f| f.direction).chain(of_adapters);
+    let of_factors: BTreeSet<ValueId> = of_factors.collect();
     for (&output, info) in graph.outputs().iter().zip(graph.output_infos()) {
         if Some(output) == hinted_loss {
             continue;
@@ -137,9 +156,11 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
             others.push(output);
             continue;
         }
-        let ours = factored.iter().find(|f| f.gradient == output);
-        if let Some(ours) = ours {
-            gradients.push((ours.parameter, output));
+        let of_adapters = adapters.iter().map(|a| (a.input, a.of.gradient));
+        let of_weights = factored.iter().map(|f| (f.parameter, f.gradient));
+        let mut ours = of_adapters.chain(of_weights);
+        if let Some((parameter, _)) = ours.find(|&(_, gradient)| gradient == output) {
+            gradients.push((parameter, output));
             continue;
         }
         let owner =
@@ -191,8 +212,23 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
         others,
         directions,
         factored,
+        adapters,
         doubtful,
     })
+}
+
+/// Takes from the factored gradients those of adapters.
+fn adapters(graph: &Graph, factored: &mut Vec<Factored>) -> Vec<Adapter> {
+    let adapter = |of: &Factored| {
+        let made = graph.producer(graph.unpinned(of.gradient))?;
+        let name = graph.node(made).metadata("velora.adapter")?;
+        let mut inputs = graph.inputs().iter().copied();
+        let input = inputs.find(|&input| graph.value(input).name == name)?;
+        Some(Adapter { input, of: *of })
+    };
+    let adapters: Vec<Adapter> = factored.iter().filter_map(adapter).collect();
+    factored.retain(|of| adapters.iter().all(|adapter| adapter.of != *of));
+    adapters
 }
 
 /// The gradients that are handed out as factors, by the marks that the rewrite left.

@@ -35,6 +35,10 @@ impl DataType {
     pub const DOUBLE: DataType = DataType(11);
     /// The upper half of a 32-bit float.
     pub const BFLOAT16: DataType = DataType(16);
+    /// Unsigned 4-bit integer, two to a byte.
+    pub const UINT4: DataType = DataType(21);
+    /// Signed 4-bit integer, two to a byte.
+    pub const INT4: DataType = DataType(22);
 
     /// Bits of one element, `None` for text and unknown numbers.
     pub fn bits(self) -> Option<i64> {

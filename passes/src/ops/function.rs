@@ -63,17 +63,7 @@ pub fn is_ours(found: &FunctionProto, opset: i64) -> Result<bool, ParseError> {
     };
     // All bodies of a function are for any floats, or none is.
     for any_float in [false, true] {
-        let all: BTreeSet<Variant> = (0..16)
-            .map(|bits| {
-                op.relevant(Variant {
-                    padded: bits & 1 != 0,
-                    transposed: bits & 2 != 0,
-                    several: bits & 4 != 0,
-                    channels: bits & 8 != 0,
-                    any_float,
-                })
-            })
-            .collect();
+        let all = variants(op, any_float);
         for chosen in 1..1u32 << all.len() {
             let variants = all.iter().enumerate();
             let variants = variants.filter(|(number, _)| chosen & 1 << number != 0);
@@ -84,6 +74,33 @@ pub fn is_ours(found: &FunctionProto, opset: i64) -> Result<bool, ParseError> {
         }
     }
     Ok(false)
+}
+
+/// Every body of an operator.
+///
+/// # Errors
+/// Only where a body's text is broken, which a test excludes.
+pub fn bodies(op: Op) -> Result<Vec<(Variant, FunctionProto)>, ParseError> {
+    let all = [false, true].map(|any_float| variants(op, any_float));
+    let all: BTreeSet<Variant> = all.into_iter().flatten().collect();
+    let bodies = all
+        .into_iter()
+        .map(|variant| Ok((variant, body(op, variant)?)));
+    bodies.collect()
+}
+
+/// The variants that an operator has bodies for.
+fn variants(op: Op, any_float: bool) -> BTreeSet<Variant> {
+    let all = (0..16).map(|bits| {
+        op.relevant(Variant {
+            padded: bits & 1 != 0,
+            transposed: bits & 2 != 0,
+            several: bits & 4 != 0,
+            channels: bits & 8 != 0,
+            any_float,
+        })
+    });
+    all.collect()
 }
 
 /// What variants differ in, and how a body tells which of them a call is.

@@ -27,6 +27,7 @@ mod expand;
 mod function;
 
 pub use expand::expand;
+pub(crate) use function::bodies;
 pub use function::{function, is_ours};
 
 /// The operators' domain.
@@ -180,7 +181,7 @@ impl Op {
     }
 
     /// The variant, with what this operator's body does not depend on left out.
-    fn relevant(self, variant: Variant) -> Variant {
+    pub(crate) fn relevant(self, variant: Variant) -> Variant {
         let reads_v = matches!(
             self,
             Op::Compress | Op::Reconstruct | Op::FactoredWeightGrad | Op::FactoredScaleGrad

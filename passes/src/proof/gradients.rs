@@ -4,7 +4,7 @@
 //! operands is which is told by where they come from: z from a `Compress`, v from a direction, dY from a
 //! node of the original.
 
-use super::{Difference, at};
+use super::{Difference, at, factors};
 use crate::select::Storage;
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::buffers::Buffers;
@@ -20,6 +20,8 @@ pub enum Form {
     Factored,
     /// By the contraction itself, which reads X̂.
     Reconstructed,
+    /// Not at all: P and v leave the graph in its place.
+    Factors,
 }
 
 /// What a weight gradient is made from.
@@ -91,6 +93,7 @@ pub(super) fn read(
     let site = found.site;
     let wrong = |id: NodeId, tensor: &str, problem: &str| Err(at(new, id, tensor, problem));
     let (maker, wanted) = match found.form {
+        Form::Factors => (found.node, factors::OP),
         Form::Factored => (
             factored(rewritten, found.node),
             match site.form {
@@ -139,6 +142,7 @@ pub(super) fn read(
             }
         }
     }
+    v.extend(found.direction);
     let (&[z], &[v], Some(compress)) = (z.as_slice(), v.as_slice(), compress) else {
         return wrong(maker, "", "is not made from one z and one v");
     };
@@ -155,7 +159,7 @@ pub(super) fn read(
         );
         return wrong(compress, root(x), &problem);
     }
-    if let (Form::Factored, Some(gradient)) = (found.form, before) {
+    if let (Form::Factored | Form::Factors, Some(gradient)) = (found.form, before) {
         let Some(&dy) = dy.first() else {
             return wrong(maker, "", "does not read dY");
         };
@@ -164,8 +168,15 @@ pub(super) fn read(
             return wrong(maker, root(dy), &problem);
         }
         // It may have been brought to dY's type.
-        let directions = leaves_of(rewritten, v).direction;
-        if directions.iter().all(|&d| root(d) != root(direction)) {
+        let directions = match found.form {
+            Form::Factors => factors::source(new, v).into_iter().collect(),
+            _ => leaves_of(rewritten, v).direction,
+        };
+        let same = |&d: &ValueId| {
+            root(d) == root(direction)
+                || found.form == Form::Factors && factors::same_constant(new, d, direction)
+        };
+        if !directions.iter().any(same) {
             let problem = "is not the direction that X is compressed with";
             return wrong(maker, root(v), problem);
         }
@@ -191,9 +202,12 @@ pub(super) fn read(
         },
         reconstructed: match found.form {
             Form::Reconstructed => node.outputs.first().copied().flatten(),
-            Form::Factored => None,
+            Form::Factored | Form::Factors => None,
         },
     };
+    if found.form == Form::Factors {
+        factors::product(new, maker, found.site, z, factors.scale)?;
+    }
     settings(new, maker, found, &factors)?;
     if let Some(call) = leaves.call {
         settings(new, call, found, &factors)?;
@@ -254,7 +268,7 @@ fn settings(
 }
 
 /// The node of the operator that makes a gradient, through the tool's views and casts of what it makes.
-fn factored(rewritten: &Rewritten<'_>, node: NodeId) -> NodeId {
+pub(super) fn factored(rewritten: &Rewritten<'_>, node: NodeId) -> NodeId {
     let graph = rewritten.graph;
     let mut here = node;
     while graph.node(here).velora_op().is_none() {
@@ -269,7 +283,7 @@ fn factored(rewritten: &Rewritten<'_>, node: NodeId) -> NodeId {
 }
 
 /// The node that makes X̂ for a product, through the views and transpositions between them.
-fn reconstruction(rewritten: &Rewritten<'_>, product: NodeId, slot: usize) -> NodeId {
+pub(super) fn reconstruction(rewritten: &Rewritten<'_>, product: NodeId, slot: usize) -> NodeId {
     let graph = rewritten.graph;
     let (mut reader, mut slot) = (product, slot);
     loop {

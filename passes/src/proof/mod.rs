@@ -9,11 +9,15 @@
 //! takes from the rewrite only the sites of the original and the bodies of the operators.
 
 mod compare;
+mod direction;
+mod expanded;
+mod factors;
 mod gradients;
 mod masks;
 mod pins;
 mod surroundings;
 
+pub use direction::{DirectionState, direction_state};
 pub use gradients::{Factors, Form, Gradient};
 
 use crate::pipeline::shapes;
@@ -121,7 +125,10 @@ pub fn prove(
         found: Vec::new(),
         proof: Proof::default(),
     };
+    let (ways, problems) = factors::ways(old, analyses, new);
+    prover.proof.differences.extend(problems);
     let missing = prover.nodes();
+    let missing = prover.factored(&ways, missing);
     prover.missing(&missing);
     let shapes = shapes(rewritten.model, settings);
     prover.added(shapes.as_ref().ok());
@@ -136,7 +143,13 @@ pub fn prove(
             Err(difference) => prover.proof.differences.push(difference),
         }
     }
-    surroundings::check(original, rewritten, &mut prover.proof.differences);
+    let Proof {
+        gradients,
+        differences,
+        ..
+    } = &mut prover.proof;
+    expanded::check((old, analyses), &read, gradients, differences);
+    surroundings::check(original, rewritten, &ways, differences);
     if let Err(ShapeErrors(errors)) = shapes {
         // They come last: whatever else is wrong is nearer to the cause.
         let errors = errors.into_iter().map(|error| Difference {
@@ -156,8 +169,10 @@ struct Found<'a> {
     form: Form,
     /// The node of the original that makes dW.
     node_before: NodeId,
-    /// The node of the rewritten graph that makes it.
+    /// The node of the rewritten graph that makes it, or P.
     node: NodeId,
+    /// v in the rewritten graph, where it leaves with P.
+    direction: Option<ValueId>,
 }
 
 struct Prover<'a> {
@@ -269,6 +284,7 @@ impl<'a> Prover<'a> {
                         form: Form::Reconstructed,
                         node_before: id,
                         node: twin,
+                        direction: None,
                     });
                     return;
                 }
@@ -287,6 +303,7 @@ impl<'a> Prover<'a> {
                 form: Form::Factored,
                 node_before: id,
                 node: twin,
+                direction: None,
             });
             return;
         }
@@ -309,7 +326,7 @@ impl<'a> Prover<'a> {
         let everywhere = reached(old, &|_, _| true);
         let replaced: HashMap<NodeId, Option<usize>> = (self.found.iter())
             .map(|found| match found.form {
-                Form::Factored => (found.node_before, None),
+                Form::Factored | Form::Factors => (found.node_before, None),
                 Form::Reconstructed => (found.node_before, Some(found.site.slot)),
             })
             .collect();

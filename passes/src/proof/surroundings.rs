@@ -1,5 +1,6 @@
 //! Everything of the two files but their nodes.
 
+use super::factors::Way;
 use super::{Difference, Side, at, compare, is_marked};
 use crate::ops;
 use prost::Message;
@@ -8,10 +9,15 @@ use velora_graph::ir::{Graph, Model, ValueId};
 use velora_graph::onnx::schema::{GraphProto, ModelProto, TensorProto, ValueInfoProto};
 
 /// Compares what surrounds the nodes, and adds what differs.
-pub fn check(original: Side<'_>, rewritten: Side<'_>, differences: &mut Vec<Difference>) {
+pub fn check(
+    original: Side<'_>,
+    rewritten: Side<'_>,
+    ways: &[Way],
+    differences: &mut Vec<Difference>,
+) {
     initializers(original, rewritten, differences);
     let (old, new) = (original.model, rewritten.model);
-    ports(&old.graph, &new.graph, differences);
+    ports(&old.graph, &new.graph, ways, differences);
     infos(&old.graph, &new.graph, differences);
     let (was, is) = (bare(old), bare(new));
     if was.encode_to_vec() != is.encode_to_vec() {
@@ -143,8 +149,11 @@ fn initializers(original: Side<'_>, rewritten: Side<'_>, differences: &mut Vec<D
 }
 
 /// Inputs and outputs stay, in their order. New ones may follow where only new nodes read or make them:
-/// state of the tool's own.
-fn ports(old: &Graph, new: &Graph, differences: &mut Vec<Difference>) {
+/// state of the tool's own. Gradients that leave as factors have those in their places.
+fn ports(old: &Graph, new: &Graph, ways: &[Way], differences: &mut Vec<Difference>) {
+    let inputs = exchanged(old, old.inputs(), old.input_infos(), ways);
+    let outputs = exchanged(old, old.outputs(), old.output_infos(), ways);
+    let count = (inputs.len(), outputs.len());
     let mut compare = |what: &str, was: &[ValueInfoProto], is: &[ValueInfoProto]| {
         for (number, was) in was.iter().enumerate() {
             match is.get(number) {
@@ -163,9 +172,9 @@ fn ports(old: &Graph, new: &Graph, differences: &mut Vec<Difference>) {
             }
         }
     };
-    compare("input", old.input_infos(), new.input_infos());
-    compare("output", old.output_infos(), new.output_infos());
-    for &value in new.inputs().iter().skip(old.inputs().len()) {
+    compare("input", &inputs, new.input_infos());
+    compare("output", &outputs, new.output_infos());
+    for &value in new.inputs().iter().skip(count.0) {
         let users = new.value(value).users.iter();
         if { users }.any(|user| !is_marked(new.node(user.node))) {
             let name = &new.value(value).name;
@@ -175,7 +184,7 @@ fn ports(old: &Graph, new: &Graph, differences: &mut Vec<Difference>) {
             ));
         }
     }
-    for &value in new.outputs().iter().skip(old.outputs().len()) {
+    for &value in new.outputs().iter().skip(count.1) {
         if !new
             .producer(value)
             .is_some_and(|id| is_marked(new.node(id)))
@@ -184,6 +193,24 @@ fn ports(old: &Graph, new: &Graph, differences: &mut Vec<Difference>) {
             differences.push(tensor(name, "is a new output that no new node makes"));
         }
     }
+}
+
+/// What the original declares, with factors in the places of the gradients that leave as such.
+fn exchanged(
+    old: &Graph,
+    values: &[ValueId],
+    infos: &[ValueInfoProto],
+    ways: &[Way],
+) -> Vec<ValueInfoProto> {
+    let mut expected = Vec::new();
+    for (value, info) in values.iter().zip(infos) {
+        let way = ways.iter().find(|way| way.replaces(*value));
+        match way {
+            Some(way) => expected.extend(way.declarations(old, *value, info)),
+            None => expected.push(info.clone()),
+        }
+    }
+    expected
 }
 
 /// Declarations of inner values stay while there is the value; new ones are of new values.

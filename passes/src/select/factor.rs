@@ -4,6 +4,7 @@
 use super::{Decision, GradientForm, Gradients, Init};
 use std::collections::BTreeMap;
 use velora_graph::analysis::Analyses;
+use velora_graph::analysis::sites::Kind;
 use velora_graph::analysis::sites::route::{Route, route};
 use velora_graph::ir::{Graph, NodeId};
 
@@ -21,13 +22,20 @@ pub(super) fn decide(graph: &Graph, analyses: &Analyses, decisions: &mut [Decisi
         let all = analyses.roles.gradients.iter();
         let mut outputs = all.filter(|(parameter, _)| *parameter == decision.parameter);
         let form = match (outputs.next(), outputs.next()) {
+            _ if decision.kind != Kind::Linear => {
+                Err("only those of matrix products have factors".to_owned())
+            }
             (Some(&pair), None) => route(graph, &analyses.shapes, &analyses.sites, pair)
                 .and_then(|route| one_direction(graph, decisions, &by_node, route)),
             _ => Err("several outputs belong to the parameter".to_owned()),
         };
-        decisions[place].gradient = match form {
+        let decision = &mut decisions[place];
+        decision.gradient = match form {
             Ok(route) => GradientForm::Factored(route),
-            Err(why) => GradientForm::Unfactored(why),
+            Err(why) => {
+                decision.message += &format!("; its gradient leaves at full size: {why}");
+                GradientForm::Unfactored(why)
+            }
         };
     }
 }

@@ -92,6 +92,7 @@ pub fn options(
         inline,
         hoist: true,
         pin,
+        adapter: None,
         checks: Checks {
             verify_each: true,
             keep_after: None,

@@ -4,9 +4,8 @@ use super::memory::{Cut, Memory};
 use super::{Cpu, execute};
 use crate::backend::{Backend, Executable, Fault, Observer, StepContext};
 use crate::plan::{BufferId, Operand, Plan, Step};
-use crate::program;
-use crate::session::gradient::{factored_sum_of_squares, sum_of_squares};
-use crate::session::optimizer::{Factor, Optimizer, Step as OptimizerStep};
+use crate::session::gradient::{factored_sum_of_squares, global_norm, sum_of_squares};
+use crate::session::optimizer::{Optimizer, Step as OptimizerStep};
 use std::time::Instant;
 
 /// A plan and how its steps borrow from the block.
@@ -151,12 +150,12 @@ impl Executable for Prepared<'_> {
             match &trained.factor {
                 None => sum_of_squares(gradient),
                 Some(factor) => {
-                    let cut = cut(factor, floats(&factor.direction));
+                    let cut = factor.with(floats(&factor.direction));
                     factored_sum_of_squares(&cut, gradient)
                 }
             }
         });
-        self.cpu.pool.install(|| squares.sum::<f64>().sqrt())
+        self.cpu.pool.install(|| global_norm(squares))
     }
 
     fn update(&mut self, optimizer: &Optimizer, step: &OptimizerStep) -> Result<(), Fault> {
@@ -200,7 +199,7 @@ impl Executable for Prepared<'_> {
                 let updated = match &trained.factor {
                     None => optimizer.update(step, parameter, gradient, state),
                     Some(factor) => {
-                        let cut = cut(factor, bytemuck::cast_slice(direction));
+                        let cut = factor.with(bytemuck::cast_slice(direction));
                         optimizer.update_factored(step, parameter, &cut, gradient, state)
                     }
                 };
@@ -212,17 +211,6 @@ impl Executable for Prepared<'_> {
 
     fn touched(&self) -> [usize; 6] {
         self.touched
-    }
-}
-
-/// How a direction cuts a parameter, with its numbers.
-fn cut<'m>(factor: &program::Factor<Operand>, direction: &'m [f32]) -> Factor<'m> {
-    Factor {
-        direction,
-        groups: factor.groups,
-        features: factor.features,
-        outputs: factor.outputs,
-        features_last: factor.features_last,
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     TrainedOperands,
 };
 use crate::backend::Backend;
-use crate::program::{Factor, Program, Source, TensorId};
+use crate::program::{Program, Source, TensorId};
 use crate::tensor::TensorType;
 use thiserror::Error;
 use velora_graph::analysis::order::TaskError;
@@ -264,13 +264,8 @@ impl<'p> Builder<'p> {
                 parameter: self.operand(trained.parameter),
                 gradient: self.operand(trained.gradient),
                 state: trained.state.iter().map(|&id| self.operand(id)).collect(),
-                factor: trained.factor.as_ref().map(|factor| Factor {
-                    direction: self.operand(factor.direction),
-                    groups: factor.groups,
-                    features: factor.features,
-                    outputs: factor.outputs,
-                    features_last: factor.features_last,
-                }),
+                factor: (trained.factor.as_ref())
+                    .map(|factor| factor.with(self.operand(factor.direction))),
             })
             .collect();
         let reset = program.reset.map(|id| self.operand(id));

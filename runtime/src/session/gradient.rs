@@ -127,10 +127,9 @@ fn group_columns(
     terms.map(|(norm, sum)| norm * sum).sum()
 }
 
-/// The Euclidean norm of all gradients together, in the order given.
-pub fn global_norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
-    let sums = gradients.into_iter().map(sum_of_squares);
-    sums.sum::<f64>().sqrt()
+/// The Euclidean norm of all gradients together, from the sums of their squares in the order given.
+pub fn global_norm(squares: impl IntoIterator<Item = f64>) -> f64 {
+    squares.into_iter().sum::<f64>().sqrt()
 }
 
 /// What gradients are multiplied with so that their norm is at most `limit`; at most 1.

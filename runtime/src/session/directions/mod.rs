@@ -5,8 +5,10 @@
 //! activations are added, and run once, before the first step ([`measuring`]). What they find becomes
 //! directions in [`solve`].
 
+mod agreement;
 mod solve;
 
+pub use agreement::agreement;
 pub use solve::{Moments, NotFinite, solve};
 
 use std::collections::HashSet;

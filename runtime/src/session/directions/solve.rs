@@ -15,6 +15,34 @@ impl Moments {
             *sum += f64::from(*entry);
         }
     }
+
+    /// What [`super::measuring`] measures of a batch, in 64 bits; `rows` are the tokens, D numbers each.
+    pub fn of<'a>(direction: &Unfilled, rows: impl IntoIterator<Item = &'a [f64]>) -> Self {
+        let size = direction.size();
+        let square = size * size;
+        let mut found = match direction.kind {
+            Kind::Mean => vec![0.0; direction.features],
+            Kind::Singular => vec![0.0; direction.sets() * square],
+        };
+        for row in rows {
+            if direction.kind == Kind::Mean {
+                found.iter_mut().zip(row).for_each(|(sum, e)| *sum += e);
+                continue;
+            }
+            // The last one may be shorter: what is missing is padding.
+            for (group, sub_token) in row.chunks(size.max(1)).enumerate() {
+                let set = if direction.by_group() { group } else { 0 };
+                let Some(moments) = found.get_mut(set * square..(set + 1) * square) else {
+                    continue;
+                };
+                for (sums, left) in moments.chunks_mut(size).zip(sub_token) {
+                    let sums = sums.iter_mut().zip(sub_token);
+                    sums.for_each(|(sum, right)| *sum += left * right);
+                }
+            }
+        }
+        Moments(found)
+    }
 }
 
 /// An activation that is no number somewhere.
@@ -101,6 +129,24 @@ mod tests {
             features,
             groups,
         }
+    }
+
+    /// The sums and products that [`super::super::measuring`] describes, of a batch of two tokens.
+    #[test]
+    fn moments_are_those_of_the_sub_tokens() {
+        let rows = [[1.0, 2.0, 3.0], [-4.0, 5.0, 6.0]];
+        let of = |kind, shape: &[usize]| {
+            Moments::of(
+                &direction(kind, shape, 3, 2),
+                rows.iter().map(|row| &row[..]),
+            )
+            .0
+        };
+        assert_eq!(of(Kind::Mean, &[2]), [-3.0, 7.0, 9.0]);
+        // Sub-tokens 1 2, 3 _, -4 5, 6 _.
+        assert_eq!(of(Kind::Singular, &[2]), [62.0, -18.0, -18.0, 29.0]);
+        let own = [17.0, -18.0, -18.0, 29.0, 45.0, 0.0, 0.0, 0.0];
+        assert_eq!(of(Kind::Singular, &[2, 1, 2]), own);
     }
 
     fn moments(batch: &[f32]) -> Moments {

@@ -14,34 +14,18 @@ use rayon::prelude::*;
 /// Elements of the parameter that one thread takes at a time: 256 KiB, so that tiles serve many rows.
 const BLOCK: usize = 1 << 16;
 
-/// Elements of a tile. Two tiles and as much of a row are 12 KiB, which stay in the first cache; a row's
-/// part is a page, along which processors fetch ahead.
+/// Elements of a tile of outputs: longer ones mean fewer jumps from row to row, which cost more than tiles
+/// that do not stay in the first cache.
+const OUTPUTS: usize = 4096;
+
+/// Elements of a tile of groups, or of features laid out; five such tiles stay in the first cache.
 const TILE: usize = 1024;
 
 /// Up to this number of features, a group is shorter than the widest vectors: several are handled at once.
 const NARROW: usize = 16;
 
-/// The direction of a factored gradient, and how the weight is cut by it.
-///
-/// The gradient of a weight W of D features and O outputs is dW = v ⊗ P. The features are cut into G
-/// groups of M = ⌈D/G⌉ consecutive ones; the last one that holds any may be shorter, and others after it
-/// be empty (D = 5, G = 4). With the features first, W is `[D, O]`, P is `[G, O]`, and
-/// dW\[g·M + i, o\] = v(g)\[i\] · P\[g, o\]; with the features last, W is `[O, D]`, P is `[O, G]`, and
-/// dW\[o, g·M + i\] = v(g)\[i\] · P\[o, g\].
-#[derive(Clone, Copy, Debug)]
-pub struct Factor<'a> {
-    /// v, of any norm: `[M]`, for all groups, or `[G, M]`, one for each. Of a group that is short the
-    /// first entries count.
-    pub direction: &'a [f32],
-    /// G, from 1 to D.
-    pub groups: usize,
-    /// D.
-    pub features: usize,
-    /// O.
-    pub outputs: usize,
-    /// Whether W is `[O, D]`.
-    pub features_last: bool,
-}
+/// How a weight is cut, with the numbers of its direction.
+pub type Factor<'a> = crate::program::Factor<&'a [f32]>;
 
 /// Whether a tensor has the length that a factor gives it.
 pub(super) fn length(
@@ -124,6 +108,8 @@ impl<'a> Factor<'a> {
 
 /// How an element of the parameter is updated.
 pub(super) trait Rule: Copy + Sync {
+    /// Whether [`Rule::apply`] reads the second number of [`Rule::prepare`].
+    const DIVIDES: bool;
     /// What all features of a group share, of the gradient and the state of the group: what is multiplied
     /// with the direction, and what it is divided by, if anything, per |v|.
     fn prepare(self, x: f32, y: f32) -> (f32, f32);
@@ -153,6 +139,8 @@ impl Sgd {
 /// Of the gradient and the direction that momentum keeps. Without momentum, which is 0 then, the second is
 /// any number: nothing is added, not even the zero that an infinite gradient would turn into NaN.
 impl Rule for Sgd {
+    const DIVIDES: bool = false;
+
     #[inline(always)]
     fn prepare(self, gradient: f32, direction: f32) -> (f32, f32) {
         let g = gradient * self.scale;
@@ -179,6 +167,8 @@ impl Rule for Sgd {
 pub(super) struct Momentum(pub Sgd);
 
 impl Rule for Momentum {
+    const DIVIDES: bool = false;
+
     #[inline(always)]
     fn prepare(self, direction: f32, _: f32) -> (f32, f32) {
         (direction, 0.0)
@@ -217,6 +207,8 @@ impl Adam {
 
 /// Of the mean and the mean square.
 impl Rule for Adam {
+    const DIVIDES: bool = true;
+
     #[inline(always)]
     fn prepare(self, mean: f32, square: f32) -> (f32, f32) {
         (mean, square.sqrt() / self.root)
@@ -247,16 +239,16 @@ pub(super) fn sweep<R: Rule>(
 }
 
 /// Tiles of what [`Rule::prepare`] makes, one element per group and output.
-struct Tiles {
-    along: [f32; TILE],
-    size: [f32; TILE],
+struct Tiles<const N: usize> {
+    along: [f32; N],
+    size: [f32; N],
 }
 
-impl Tiles {
+impl<const N: usize> Tiles<N> {
     fn new() -> Self {
         Tiles {
-            along: [0.0; TILE],
-            size: [0.0; TILE],
+            along: [0.0; N],
+            size: [0.0; N],
         }
     }
 
@@ -286,7 +278,7 @@ fn features_first<R: Rule>(
         vectorize(
             arch,
             #[inline(always)]
-            |(block, tiles): (&mut [f32], &mut Tiles)| {
+            |(block, tiles): (&mut [f32], &mut Tiles<OUTPUTS>)| {
                 let mut first = number * rows;
                 let end = first + block.len() / width;
                 let mut rest = block;
@@ -295,8 +287,8 @@ fn features_first<R: Rule>(
                     let next = end.min((group + 1) * len);
                     let (lines, others) = rest.split_at_mut((next - first) * width);
                     let direction = &factor.group(group)[first - group * len..];
-                    for start in (0..width).step_by(TILE) {
-                        let columns = start..width.min(start + TILE);
+                    for start in (0..width).step_by(OUTPUTS) {
+                        let columns = start..width.min(start + OUTPUTS);
                         let part = group * width + columns.start..group * width + columns.end;
                         tiles.fill(rule, &x[part.clone()], &y[part]);
                         for (line, &v) in lines.chunks_exact_mut(width).zip(direction) {
@@ -333,7 +325,7 @@ fn features_last<R: Rule>(
             true => vectorize(
                 arch,
                 #[inline(always)]
-                |(block, tiles, wide): (&mut [f32], &mut Tiles, &mut Wide)| {
+                |(block, tiles, wide): (&mut [f32], &mut Tiles<TILE>, &mut Wide)| {
                     wide.repeat_direction(factor);
                     let lines = block.chunks_exact_mut(width);
                     let sources = x.chunks(factor.groups).zip(y.chunks(factor.groups));
@@ -346,7 +338,7 @@ fn features_last<R: Rule>(
             false => vectorize(
                 arch,
                 #[inline(always)]
-                |(block, tiles): (&mut [f32], &mut Tiles)| {
+                |(block, tiles): (&mut [f32], &mut Tiles<TILE>)| {
                     let lines = block.chunks_exact_mut(width);
                     let sources = x.chunks(factor.groups).zip(y.chunks(factor.groups));
                     for (line, (x, y)) in lines.zip(sources) {
@@ -366,7 +358,7 @@ fn wide_groups<R: Rule>(
     factor: &Factor<'_>,
     (x, y): (&[f32], &[f32]),
     line: &mut [f32],
-    tiles: &mut Tiles,
+    tiles: &mut Tiles<TILE>,
 ) {
     let mut group = 0;
     let sources = x.chunks(TILE).zip(y.chunks(TILE));
@@ -416,7 +408,7 @@ fn narrow_groups<R: Rule>(
     factor: &Factor<'_>,
     (x, y): (&[f32], &[f32]),
     line: &mut [f32],
-    tiles: &mut Tiles,
+    tiles: &mut Tiles<TILE>,
     wide: &mut Wide,
 ) {
     let len = factor.group_len();
@@ -426,7 +418,9 @@ fn narrow_groups<R: Rule>(
     for (number, ((x, y), part)) in parts.enumerate() {
         tiles.fill(rule, x, y);
         repeat(&tiles.along[..x.len()], len, &mut wide.along);
-        repeat(&tiles.size[..x.len()], len, &mut wide.size);
+        if R::DIVIDES {
+            repeat(&tiles.size[..x.len()], len, &mut wide.size);
+        }
         let direction = match factor.is_shared() {
             true => &wide.direction[..],
             // [G, M] lies as the features do.

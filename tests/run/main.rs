@@ -3,6 +3,8 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
+mod factored;
+
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
