@@ -171,7 +171,7 @@ def main():
     cli.add_argument("--out", type=pathlib.Path, default=ROOT / "docs/training", help="table and curves")
     cli.add_argument("--work", type=pathlib.Path, default=ROOT / "target/training", help="everything else")
     cli.add_argument("--threads", type=int, default=0, help="of the tool; 0: one per core")
-    cli.add_argument("--steps", type=int, default=200, help="of the language model")
+    cli.add_argument("--steps", type=int, default=400, help="of the language model")
     cli.add_argument("--batch", type=int, default=4, help="sequences of 128 bytes in a batch")
     cli.add_argument("--held-out", type=int, default=160, help="sequences to evaluate on")
     cli.add_argument("--turns", type=int, default=3, help="turns of the measurement of time")

@@ -1,9 +1,9 @@
 //! What happens in every step allocates nothing.
 #![allow(clippy::unwrap_used)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+mod counting;
 
+use counting::{allocations, both_steal, watch_pool};
 use velora_graph::shapes::DataType;
 use velora_runtime::data::Dataset;
 use velora_runtime::data::batches::{Batches, Input, Last, Settings};
@@ -13,46 +13,6 @@ use velora_runtime::session::gradient::{
 use velora_runtime::session::optimizer::{Factor, Optimizer, Step};
 use velora_runtime::tensor::Tensor;
 
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: everything is the system's allocator; counting does not allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, SeqCst);
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the pointer came from `System` by `alloc` above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// Makes each of two threads take work of the other: rayon's queues allocate when a thread does so for
-/// the first time, which on a busy machine may be late.
-fn both_steal() {
-    let (there, back) = (AtomicBool::new(false), AtomicBool::new(false));
-    let wait = |flag: &AtomicBool| {
-        while !flag.load(SeqCst) {
-            std::thread::yield_now();
-        }
-    };
-    rayon::join(
-        || wait(&there),
-        || {
-            there.store(true, SeqCst);
-            rayon::join(|| wait(&back), || back.store(true, SeqCst));
-        },
-    );
-}
-
-/// The only test of this file: another one would allocate beside it.
 #[test]
 fn a_step_allocates_nothing() {
     const N: usize = 100_000;
@@ -125,15 +85,16 @@ fn a_step_allocates_nothing() {
         .unwrap();
     pool.install(|| {
         // What threads and detection of the processor allocate once.
+        watch_pool();
         both_steal();
         train(2);
-        let before = ALLOCATIONS.load(SeqCst);
+        let before = allocations();
         // Several epochs: three batches make one.
         train(20);
-        assert_eq!(ALLOCATIONS.load(SeqCst) - before, 0);
+        assert_eq!(allocations() - before, 0);
     });
-    // The allocator does count.
-    let before = ALLOCATIONS.load(SeqCst);
-    std::hint::black_box(vec![0u8; 100]);
-    assert!(ALLOCATIONS.load(SeqCst) > before);
+    // Allocations on these threads do count.
+    let before = allocations();
+    pool.install(|| drop(std::hint::black_box(vec![0u8; 100])));
+    assert!(allocations() > before);
 }

@@ -4,6 +4,8 @@
 
 mod allocations;
 mod bits;
+#[path = "../../runtime/tests/counting/mod.rs"]
+mod counting;
 mod differences;
 mod factors;
 mod footprint;
