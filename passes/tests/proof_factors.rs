@@ -296,7 +296,7 @@ fn wrong_factors_are_named() {
     pair.refuses("node 'w_grad.P' (Gemm)", |g| {
         // An addend, of P's shape.
         g.initializer
-            .push(float_tensor("added", [4, 4], &[1.0; 16]));
+            .push(float_tensor("added", vec![4, 4], &[1.0; 16]));
         making(g, "w_grad.P").input.push("added".to_owned());
     });
     let turned = "(Gemm) makes the transpose of what it should";
@@ -511,7 +511,7 @@ fn another_way_is_named() {
             .iter_mut()
             .find(|t| t.name() == "half")
             .unwrap();
-        *half = float_tensor("half", [], &[0.75]);
+        *half = float_tensor("half", vec![], &[0.75]);
     });
     for groups in ["2", "8"] {
         pair.refuses("tensor 'w_grad.P' is declared otherwise as output", |g| {
@@ -550,7 +550,7 @@ fn other_buffers_are_named() {
     );
     pair.refuses("'w_grad.buffer.P'", |g| {
         // A sum that starts with ones.
-        let ones = float_tensor("w_grad.buffer.P", [4, 4], &[1.0; 16]);
+        let ones = float_tensor("w_grad.buffer.P", vec![4, 4], &[1.0; 16]);
         g.initializer.push(ones);
     });
 }

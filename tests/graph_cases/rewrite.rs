@@ -58,7 +58,18 @@ fn rewritten(case: &Case, inline: bool, pin: bool) -> Result<Outcome, String> {
             keep_after: Some(if case.hoist { "hoist" } else { "dead-code" }.to_owned()),
         },
     };
-    optimise(&case.model, &options).map_err(|e| e.to_string())
+    optimise(&case.model, &options).map_err(|error| {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            // Errors that pass on another say what it says.
+            if !text.ends_with(&error.to_string()) {
+                text += &format!(": {error}");
+            }
+            cause = error.source();
+        }
+        text
+    })
 }
 
 fn text(case: &Case, outcome: &Outcome) -> String {
@@ -275,7 +286,11 @@ fn surroundings(outcome: &Outcome, original: &Model, model: &Model) -> Result<()
     let of_exchanged = |info: &str| {
         let parts = ["", ".P", ".v", ".A", ".scale"];
         let mut names = exchanged.iter();
-        names.any(|e| parts.iter().any(|part| *info == format!("{e}{part}")))
+        names.any(|e| {
+            parts
+                .iter()
+                .any(|part| is_called(info, &format!("{e}{part}")))
+        })
     };
     for side in [&mut before, &mut after] {
         side.functions
@@ -334,6 +349,15 @@ fn constants(
     Ok(())
 }
 
+/// Whether a value has a wanted name, or as much of it as was free.
+fn is_called(found: &str, wanted: &str) -> bool {
+    let rest = found.strip_prefix(wanted);
+    rest.is_some_and(|rest| {
+        let number = rest.strip_prefix('.').unwrap_or("0");
+        rest.is_empty() || rest.starts_with('.') && number.parse::<u32>().is_ok()
+    })
+}
+
 /// Factors stand where the gradient stood, P and then v; everything else where it was.
 fn ports(
     before: &ModelProto,
@@ -364,8 +388,9 @@ fn ports(
         ("inputs", inputs.collect::<Vec<_>>(), list(&after.input)),
         ("outputs", outputs.collect(), list(&after.output)),
     ] {
-        // New ones may come behind.
-        if !found.starts_with(&expected) {
+        // New ones may come behind; a name that is taken gets a number.
+        let same = |(e, f): (&String, &String)| is_called(f, e);
+        if found.len() < expected.len() || !expected.iter().zip(&found).all(same) {
             return Err(format!("the {what} are {found:?}, expected {expected:?}"));
         }
     }

@@ -134,6 +134,10 @@ impl<'a> Emit<'a> {
         let (Some(maker), Some(v)) = (made(factored.gradient), copied) else {
             return Err(wrong("nothing makes its gradient"));
         };
+        // It is read before it is brought to the gradient's type.
+        if self.analyses.shapes.of(v).data_type != Some(DataType::FLOAT) {
+            return Err(wrong("its direction is not of 32-bit floats"));
+        }
         Ok(Weight {
             factored,
             value,

@@ -122,7 +122,7 @@ pub fn prove(
         found: Vec::new(),
         proof: Proof::default(),
     };
-    let (ways, problems) = factors::ways(old, analyses, new);
+    let (ways, problems) = factors::ways(old, analyses, new, &settings.hints);
     prover.proof.differences.extend(problems);
     let missing = prover.nodes();
     let missing = prover.factored(&ways, missing);
