@@ -109,12 +109,12 @@ fn way(
     if let Some(buffer) = route.buffer {
         let read = new.node(last).inputs.first().copied().flatten();
         let read = read.ok_or("is summed up in no buffer")?;
-        let buffer = new.value(read);
-        let private = new.inputs().contains(&read) && buffer.users.len() == 1 && !buffer.is_output;
+        let sum = new.value(read);
+        let private = new.inputs().contains(&read) && sum.users.len() == 1 && !sum.is_output;
         // The original's starts with what the caller puts into it.
         let mut defaults = new.initializers().iter();
-        if !private || defaults.any(|tensor| tensor.name() == buffer.name) {
-            return Err(format!("is summed up in '{}'", buffer.name));
+        if !private || defaults.any(|tensor| tensor.name() == sum.name) {
+            return Err(format!("is summed up in '{}'", sum.name));
         }
         names.insert(buffer, new.value(read).name.clone());
     }

@@ -327,7 +327,7 @@ impl<'a> Prover<'a> {
             Some(&Some(x)) => slot != Some(x),
             None => true,
         });
-        self.proof.removed = self.found.len();
+        self.proof.removed += self.found.len();
         for found in &self.found {
             self.proof.removed -= usize::from(found.form == Form::Reconstructed);
         }
