@@ -316,7 +316,7 @@ fn wrong_factors_are_named() {
         making(g, "velora.h.z").input[0] = "k".to_owned();
     });
     pair.refuses(
-        "tensor 'w_grad.v': is not the direction that X is compressed with",
+        "tensor 'velora.k.v': is not the direction that X is compressed with",
         |g| {
             making(g, "w_grad.v").input[0] = "velora.k.v".to_owned();
         },
