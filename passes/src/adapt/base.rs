@@ -96,6 +96,13 @@ pub fn stored(
     }
     let (dims, values) = values(&model.graph, weight, folder)?;
     Ok(match base {
+        Base::Int4 if values.iter().any(|w| !w.is_finite()) => {
+            // One step of an infinite scale would make the whole block no numbers.
+            return Err(BaseError::Values {
+                parameter: model.graph.value(weight).name.clone(),
+                problem: "some are not finite".to_owned(),
+            });
+        }
         Base::Int4 => quantized(dims, &values, usize::from(features_last)),
         _ => {
             let bytes = values.iter().flat_map(|&w| bf16::from_f32(w).to_le_bytes());
@@ -172,8 +179,11 @@ fn quantized(dims: [i64; 2], values: &[f32], axis: usize) -> Stored {
         }
     }
     for scale in &mut scales {
-        // Of a block of zeros, any scale will do but zero.
-        *scale = if *scale > 0.0 { *scale / 7.0 } else { 1.0 };
+        // Of a block of zeros, or of what a scale is too small for, any will do but zero.
+        *scale /= 7.0;
+        if *scale == 0.0 {
+            *scale = 1.0;
+        }
     }
     let mut packed = vec![0u8; values.len().div_ceil(2)];
     for row in 0..rows {
@@ -241,3 +251,6 @@ impl Stored {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
