@@ -5,7 +5,10 @@ use velora_graph::analysis::{Analyses, Settings, symbols};
 use velora_graph::ir::{Graph, Model, NodeId, ValueId};
 use velora_graph::onnx::read::{UnknownFields, read};
 use velora_graph::text::parse_model;
-use velora_passes::select::{Directions, Grouping, Init, LayerPlan, Preset, Selection, Storage};
+use velora_passes::adapt::base::Base;
+use velora_passes::select::{
+    Directions, Gradients, Grouping, Init, LayerPlan, Preset, Selection, Storage,
+};
 
 /// Between the graph and the expectation.
 const SEPARATOR: &str = "----";
@@ -35,6 +38,8 @@ pub struct Case {
     pub selection: Selection,
     pub inline: bool,
     pub hoist: bool,
+    /// How bases of adapters are stored, where weights get some.
+    pub adapter: Option<Base>,
     /// Also what `show` names.
     pub show: Vec<String>,
 }
@@ -54,6 +59,7 @@ impl Case {
             selection: Selection::freeable(Grouping::Groups(4)),
             inline: false,
             hoist: true,
+            adapter: None,
             show: Vec::new(),
         };
         let mut file = None;
@@ -124,6 +130,8 @@ impl Case {
                 "--rank" => selection.defaults.rank = number(value()?)?,
                 "--directions" => selection.defaults.directions = directions(value()?)?,
                 "--decay" => selection.defaults.decay = value()?.parse().unwrap(),
+                "--gradients" => selection.defaults.gradients = gradients(value()?)?,
+                "--adapter" => self.adapter = Some(base(value()?)?),
                 "--select" => {
                     selection.preset = match value()? {
                         "freeable" => Preset::Freeable,
@@ -169,6 +177,7 @@ impl Case {
                 "rank" => plan.rank = Some(value.parse().unwrap()),
                 "directions" => plan.directions = Some(directions(value)?),
                 "decay" => plan.decay = Some(value.parse().unwrap()),
+                "gradients" => plan.gradients = Some(gradients(value)?),
                 other => return Err(format!("a plan has no key '{other}'")),
             }
         }
@@ -216,6 +225,21 @@ fn directions(name: &str) -> Result<Directions, String> {
     let found = [Directions::Shared, Directions::Group].into_iter();
     let found = { found }.find(|d| d.name() == name);
     found.ok_or_else(|| format!("--directions {name}"))
+}
+
+fn gradients(name: &str) -> Result<Gradients, String> {
+    let found = [Gradients::Full, Gradients::Factored].into_iter();
+    let found = { found }.find(|g| g.name() == name);
+    found.ok_or_else(|| format!("--gradients {name}"))
+}
+
+fn base(name: &str) -> Result<Base, String> {
+    match name {
+        "f32" => Ok(Base::Float32),
+        "bf16" => Ok(Base::BFloat16),
+        "int4" => Ok(Base::Int4),
+        other => Err(format!("--adapter {other}")),
+    }
 }
 
 /// How cases call a node: the first tensor that it makes.

@@ -10,11 +10,13 @@
 use super::case::{Case, Found, Kind, by_name, name, names};
 use super::select::line;
 use velora_graph::analysis::Analyses;
-use velora_graph::ir::Model;
-use velora_graph::onnx::schema::{GraphProto, NodeProto};
+use velora_graph::analysis::roles::{Factored, roles};
+use velora_graph::analysis::sites::route::Route;
+use velora_graph::ir::{Model, ValueId};
+use velora_graph::onnx::schema::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
 use velora_graph::text::{print_function, print_graph};
 use velora_passes::manager::Checks;
-use velora_passes::pipeline::{Options, Outcome, optimise, shapes};
+use velora_passes::pipeline::{Adapter, Options, Outcome, optimise, shapes};
 
 pub struct Rewrite;
 
@@ -50,13 +52,24 @@ fn rewritten(case: &Case, inline: bool, pin: bool) -> Result<Outcome, String> {
         inline,
         hoist: case.hoist,
         pin,
-        adapter: None,
+        adapter: case.adapter.map(|base| Adapter { base, folder: None }),
         checks: Checks {
             verify_each: true,
             keep_after: Some(if case.hoist { "hoist" } else { "dead-code" }.to_owned()),
         },
     };
-    optimise(&case.model, &options).map_err(|e| e.to_string())
+    optimise(&case.model, &options).map_err(|error| {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            // Errors that pass on another say what it says.
+            if !text.ends_with(&error.to_string()) {
+                text += &format!(": {error}");
+            }
+            cause = error.source();
+        }
+        text
+    })
 }
 
 fn text(case: &Case, outcome: &Outcome) -> String {
@@ -102,6 +115,7 @@ fn text(case: &Case, outcome: &Outcome) -> String {
             .collect();
         text += &format!("functions: {}\n", names(&list));
     }
+    text += &factors(case, kept);
     if !case.from_file {
         text += "\n";
         text += &print_graph(&after);
@@ -112,6 +126,31 @@ fn text(case: &Case, outcome: &Outcome) -> String {
             text += "\n";
             text += &print_function(function);
         }
+    }
+    text
+}
+
+/// What the marks of a rewritten graph say of gradients that leave as factors, and of adapters.
+fn factors(case: &Case, kept: &Model) -> String {
+    let graph = &kept.graph;
+    let Ok(roles) = roles(graph, &case.settings.hints) else {
+        return "the roles of the rewritten graph cannot be told\n".to_owned();
+    };
+    let one = |what: &str, parameter: ValueId, of: &Factored| {
+        format!(
+            "{what} {}: {} on axis {}, {} groups, direction {}\n",
+            name(graph, parameter),
+            name(graph, of.gradient),
+            usize::from(of.features_last),
+            of.groups,
+            name(graph, of.direction),
+        )
+    };
+    let mut text: String = { roles.factored.iter() }
+        .map(|of| one("factored", of.parameter, of))
+        .collect();
+    for adapter in &roles.adapters {
+        text += &one("adapter", adapter.input, &adapter.of);
     }
     text
 }
@@ -143,19 +182,24 @@ fn check(case: &Case, outcome: &Outcome) -> Result<(), String> {
     }
     let (before, after) = (original.graph.to_proto(), model.graph.to_proto());
     nodes(&before, &after)?;
-    surroundings(original, model)?;
+    surroundings(outcome, original, model)?;
     if let Some(kept) = &outcome.ran.kept {
         order(&before, &kept.graph.to_proto())?;
     }
     let (old, new) = (&outcome.before.shapes, shapes(model, &case.settings));
     let new = new.map_err(|e| e.to_string())?;
-    for (&a, &b) in original.graph.outputs().iter().zip(model.graph.outputs()) {
-        if old.of(a) != new.of(b) {
+    let routes = routes(outcome);
+    let now = by_name(model.graph.outputs(), |&v| name(&model.graph, v));
+    for &a in original.graph.outputs() {
+        if routes.iter().any(|route| route.output == a) {
+            continue;
+        }
+        let called = name(&original.graph, a);
+        let found = now.get(called).map(|&&b| new.of(b));
+        if found != Some(old.of(a)) {
             return Err(format!(
-                "the type of {} was {:?} and is {:?}",
-                original.graph.value(a).name,
-                old.of(a),
-                new.of(b)
+                "the type of {called} was {:?} and is {found:?}",
+                old.of(a)
             ));
         }
     }
@@ -210,30 +254,44 @@ fn nodes(before: &GraphProto, after: &GraphProto) -> Result<(), String> {
     Ok(())
 }
 
-/// Everything but nodes is as it was, or added.
-fn surroundings(original: &Model, model: &Model) -> Result<(), String> {
-    let (mut before, mut after) = (original.to_proto(), model.to_proto());
-    let old_constants = before
-        .graph
-        .as_mut()
-        .map(|g| std::mem::take(&mut g.initializer));
-    let new_constants = after
-        .graph
-        .as_mut()
-        .map(|g| std::mem::take(&mut g.initializer));
-    let (old_constants, new_constants) = (
-        old_constants.unwrap_or_default(),
-        new_constants.unwrap_or_default(),
-    );
-    let old = by_name(&old_constants, |c| c.name());
-    for constant in &new_constants {
-        let name = constant.name();
-        match old.get(name) {
-            Some(was) if *was != constant => return Err(format!("constant {name} changed")),
-            None if !name.starts_with("velora.") => return Err(format!("constant {name} is new")),
-            _ => {}
+/// The ways of the gradients that leave as factors.
+fn routes(outcome: &Outcome) -> Vec<&Route> {
+    let mut routes: Vec<&Route> = Vec::new();
+    for route in outcome.decisions.iter().filter_map(|d| d.gradient.route()) {
+        // Contractions of one gradient share its way.
+        if !routes.contains(&route) {
+            routes.push(route);
         }
     }
+    routes
+}
+
+/// Everything but nodes is as it was, or added.
+fn surroundings(outcome: &Outcome, original: &Model, model: &Model) -> Result<(), String> {
+    let (mut before, mut after) = (original.to_proto(), model.to_proto());
+    let name = |value: ValueId| original.graph.value(value).name.clone();
+    let routes = routes(outcome);
+    // An adapter's base has other values, another type and a scale.
+    let adapted: Vec<String> = match after.graph.iter().flat_map(|g| &g.node).any(is_adapter) {
+        true => routes.iter().map(|route| name(route.parameter)).collect(),
+        false => Vec::new(),
+    };
+    constants(&mut before, &mut after, &adapted)?;
+    ports(&before, &after, &routes, name)?;
+    let exchanged: Vec<String> = { routes.iter() }
+        .flat_map(|route| std::iter::once(route.output).chain(route.buffer))
+        .map(name)
+        .chain(adapted)
+        .collect();
+    let of_exchanged = |info: &str| {
+        let parts = ["", ".P", ".v", ".A", ".scale"];
+        let mut names = exchanged.iter();
+        names.any(|e| {
+            parts
+                .iter()
+                .any(|part| is_called(info, &format!("{e}{part}")))
+        })
+    };
     for side in [&mut before, &mut after] {
         side.functions
             .retain(|f| f.domain.as_deref() != Some("ai.velora"));
@@ -242,14 +300,101 @@ fn surroundings(original: &Model, model: &Model) -> Result<(), String> {
             graph.node.clear();
             graph.value_info.clear();
             // The state of a running average comes and goes behind what was there.
-            graph.input.retain(|i| !i.name().starts_with("velora."));
-            graph.output.retain(|o| !o.name().starts_with("velora."));
+            let kept = |name: &str| !name.starts_with("velora.") && !of_exchanged(name);
+            graph.input.retain(|i| kept(i.name()));
+            graph.output.retain(|o| kept(o.name()));
         }
     }
     match before == after {
         true => Ok(()),
         false => Err("something beside nodes and constants changed".to_owned()),
     }
+}
+
+fn is_adapter(node: &NodeProto) -> bool {
+    let mut entries = node.metadata_props.iter();
+    entries.any(|e| e.key() == "velora.adapter")
+}
+
+/// Takes the constants of both, which are the same but for new ones and bases of adapters.
+fn constants(
+    before: &mut ModelProto,
+    after: &mut ModelProto,
+    adapted: &[String],
+) -> Result<(), String> {
+    let take = |side: &mut ModelProto| {
+        let taken = side
+            .graph
+            .as_mut()
+            .map(|g| std::mem::take(&mut g.initializer));
+        taken.unwrap_or_default()
+    };
+    let (old, new) = (take(before), take(after));
+    let old = by_name(&old, |c| c.name());
+    for constant in &new {
+        let name = constant.name();
+        let of_adapter = |w: &String| {
+            let of_w = name.strip_prefix(w.as_str());
+            matches!(of_w, Some("" | ".A" | ".scale"))
+        };
+        if adapted.iter().any(of_adapter) {
+            continue;
+        }
+        match old.get(name) {
+            Some(was) if *was != constant => return Err(format!("constant {name} changed")),
+            None if !name.starts_with("velora.") => return Err(format!("constant {name} is new")),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a value has a wanted name, or as much of it as was free.
+fn is_called(found: &str, wanted: &str) -> bool {
+    let rest = found.strip_prefix(wanted);
+    rest.is_some_and(|rest| {
+        let number = rest.strip_prefix('.').unwrap_or("0");
+        rest.is_empty() || rest.starts_with('.') && number.parse::<u32>().is_ok()
+    })
+}
+
+/// Factors stand where the gradient stood, P and then v; everything else where it was.
+fn ports(
+    before: &ModelProto,
+    after: &ModelProto,
+    routes: &[&Route],
+    name: impl Fn(ValueId) -> String,
+) -> Result<(), String> {
+    let list = |infos: &[ValueInfoProto]| -> Vec<String> {
+        infos.iter().map(|info| info.name().to_owned()).collect()
+    };
+    let (Some(before), Some(after)) = (&before.graph, &after.graph) else {
+        return Err("a model without a graph".to_owned());
+    };
+    let outputs = list(&before.output).into_iter().flat_map(|output| {
+        match routes.iter().any(|route| name(route.output) == output) {
+            true => vec![format!("{output}.P"), format!("{output}.v")],
+            false => vec![output],
+        }
+    });
+    let inputs = list(&before.input).into_iter().map(|input| {
+        let buffer = |route: &&Route| route.buffer.map(&name).as_ref() == Some(&input);
+        match routes.iter().any(buffer) {
+            true => format!("{input}.P"),
+            false => input,
+        }
+    });
+    for (what, expected, found) in [
+        ("inputs", inputs.collect::<Vec<_>>(), list(&after.input)),
+        ("outputs", outputs.collect(), list(&after.output)),
+    ] {
+        // New ones may come behind; a name that is taken gets a number.
+        let same = |(e, f): (&String, &String)| is_called(f, e);
+        if found.len() < expected.len() || !expected.iter().zip(&found).all(same) {
+            return Err(format!("the {what} are {found:?}, expected {expected:?}"));
+        }
+    }
+    Ok(())
 }
 
 /// Kept nodes stand in their old order.

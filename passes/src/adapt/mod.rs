@@ -127,13 +127,21 @@ impl<'a> Emit<'a> {
             return Err(wrong("the graph hands it out, or a nested graph reads it"));
         }
         let made = |value: ValueId| graph.producer(graph.unpinned(value));
-        let copied = made(factored.direction).and_then(|id| {
-            let inputs = &graph.node(id).inputs;
-            inputs.first().copied().flatten()
-        });
+        // What is handed out is a copy behind the last contraction: too late for the forward half.
+        let mut copied = None;
+        while let Some(id) = made(copied.unwrap_or(factored.direction))
+            && graph.node(id).velora_op() == Some("FactoredGradient")
+            && let Some(&Some(read)) = graph.node(id).inputs.first()
+        {
+            copied = Some(read);
+        }
         let (Some(maker), Some(v)) = (made(factored.gradient), copied) else {
             return Err(wrong("nothing makes its gradient"));
         };
+        // It is read before it is brought to the gradient's type.
+        if self.analyses.shapes.of(v).data_type != Some(DataType::FLOAT) {
+            return Err(wrong("its direction is not of 32-bit floats"));
+        }
         Ok(Weight {
             factored,
             value,

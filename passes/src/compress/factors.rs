@@ -10,7 +10,7 @@ use velora_graph::analysis::buffers::is_view;
 use velora_graph::analysis::sites::route::Route;
 use velora_graph::analysis::sites::{Site, WeightGrad};
 use velora_graph::ir::{NodeId, ValueId};
-use velora_graph::onnx::make::{float, int, tensor_info};
+use velora_graph::onnx::make::{float, int, int_vector, tensor_info};
 use velora_graph::onnx::schema::tensor_shape_proto::dimension;
 use velora_graph::onnx::schema::{NodeProto, StringStringEntryProto, ValueInfoProto, type_proto};
 use velora_graph::shapes::DataType;
@@ -167,12 +167,22 @@ impl Emit<'_> {
             entry("origin", &origin),
             entry("parameter", &parameter),
             entry("op", "FactoredGradient"),
-            entry("direction_of", &name),
             crate::proto::version(),
+            entry("direction_of", &name),
         ];
+        let mut from = direction.v.clone();
+        if direction.own {
+            // The constant has an axis for several directions, of which there is one.
+            let shape = self.fresh(format!("velora.{v}_shape"));
+            let sizes = [direction.groups, direction.size];
+            self.patch.add_initializer(int_vector(&shape, &sizes));
+            let cut = self.fresh(format!("velora.{v}_groups"));
+            nodes.push(self.plain("Reshape", &[&from, &shape], &cut, &metadata[..4]));
+            from = cut;
+        }
         nodes.push(match direction.data_type == wanted {
-            true => self.plain("Identity", &[&direction.v], &v, &metadata),
-            false => self.cast(&direction.v, &v, wanted, &metadata),
+            true => self.plain("Identity", &[&from], &v, &metadata),
+            false => self.cast(&from, &v, wanted, &metadata),
         });
         let mut sizes = vec![direction.size];
         if direction.own {

@@ -271,6 +271,10 @@ fn wish(
     }
     let name = &graph.value(site.parameter).name;
     let not = |why: &str| Wish::No(Reason::NotSelected, why.to_owned());
+    // P of an earlier rewrite is a product of z and dY, and looks like a gradient itself.
+    if graph.node(site.product).velora_op().is_some() {
+        return not("an earlier rewrite made it");
+    }
     if selection.exclude.is_match(name) {
         return not("an --exclude pattern matches its name");
     }

@@ -60,6 +60,7 @@ pub fn route(
             features_last: false,
         },
         done: BTreeMap::new(),
+        above: 0,
     };
     search.route.features_last = search.visit(output)?;
     search.readers()?;
@@ -74,6 +75,8 @@ struct Search<'a> {
     route: Route,
     /// By value on the way: whether it has the features last.
     done: BTreeMap<ValueId, bool>,
+    /// How many nodes lie between the output and the one looked at.
+    above: usize,
 }
 
 impl Search<'_> {
@@ -102,7 +105,9 @@ impl Search<'_> {
             self.done.insert(value, transposed);
             return Ok(transposed);
         }
-        if self.route.nodes.len() + self.route.results.len() >= MOST {
+        // A node is listed behind what it reads: those above are on no list yet.
+        self.above += 1;
+        if self.above + self.route.nodes.len() + self.route.results.len() > MOST {
             return Err(format!("more than {MOST} nodes make it"));
         }
         let node = self.graph.node(id);
@@ -125,7 +130,8 @@ impl Search<'_> {
                 !self.only(first)?
             }
             _ if is_view(node) => {
-                if first.and_then(|first| self.sizes(first)) != self.sizes(value) {
+                let sizes = self.sizes(value);
+                if sizes.is_none() || first.and_then(|first| self.sizes(first)) != sizes {
                     return Err(format!("{} gives it another shape", label()));
                 }
                 self.only(first)?
@@ -142,12 +148,13 @@ impl Search<'_> {
             }
             ("", "Add" | "Sum") => {
                 let mut orientation = None;
+                let sizes = self.sizes(value);
                 for operand in node.inputs.clone() {
                     let last = self.only(operand)?;
                     if *orientation.get_or_insert(last) != last {
                         return Err(format!("{} adds gradients of two layouts", label()));
                     }
-                    if operand.and_then(|o| self.sizes(o)) != self.sizes(value) {
+                    if sizes.is_none() || operand.and_then(|o| self.sizes(o)) != sizes {
                         return Err(format!("{} adds what is not of its shape", label()));
                     }
                 }
@@ -166,6 +173,7 @@ impl Search<'_> {
             }
             _ => return opaque(),
         };
+        self.above -= 1;
         if !self.route.nodes.contains(&id) {
             self.route.nodes.push(id);
         }
@@ -189,13 +197,18 @@ impl Search<'_> {
                 return Err(format!("'{}', an output, is a part of it", read.name));
             }
             for user in &read.users {
+                let reader = self.graph.node(user.node);
+                let label = || format!("'{}' ({})", reader.label(self.graph), reader.op());
                 if !on_way.contains(&user.node) {
-                    let reader = self.graph.node(user.node);
-                    return Err(format!(
-                        "'{}' ({}) reads it at full size",
-                        reader.label(self.graph),
-                        reader.op()
-                    ));
+                    return Err(format!("{} reads it at full size", label()));
+                }
+                // Of a weight with one entry, the gradient itself is a number.
+                let other = |operand: &ValueId| self.done.contains_key(operand);
+                let operands = reader.inputs.iter().flatten();
+                if matches!(reader.op(), "Mul" | "Div")
+                    && operands.filter(|&o| other(o)).count() > 1
+                {
+                    return Err(format!("{} multiplies it by itself", label()));
                 }
             }
         }
