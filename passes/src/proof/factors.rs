@@ -5,12 +5,13 @@
 //! same work, node for node, on factors; and every contraction's factor is `s·zᵀdY` with the one v that is
 //! handed out. Then v ⊗ P is what the way would have made of the gradients v ⊗ zᵀdY.
 
-use super::{Difference, Form, Found, Prover, at};
+use super::{Difference, Form, Found, Prover, at, is_marked};
 use prost::Message;
 use std::collections::HashMap;
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::buffers::is_view;
-use velora_graph::analysis::roles::{Hints, roles};
+use velora_graph::analysis::partition::was_moved;
+use velora_graph::analysis::roles::{Factored, Hints, roles};
 use velora_graph::analysis::sites::route::{Route, route};
 use velora_graph::analysis::sites::{self, Site};
 use velora_graph::ir::{Graph, NodeId, Origin, ValueId};
@@ -41,7 +42,16 @@ pub struct Way {
 }
 
 /// The ways of all gradients that leave as factors, and what speaks against others that seem to.
-pub fn ways(old: &Graph, analyses: &Analyses, new: &Graph) -> (Vec<Way>, Vec<Difference>) {
+///
+/// `hints` are what the user said of the original's outputs.
+pub fn ways(
+    old: &Graph,
+    analyses: &Analyses,
+    new: &Graph,
+    hints: &Hints,
+) -> (Vec<Way>, Vec<Difference>) {
+    // Roles of the rewritten graph, where any gradient of it seems to have factors.
+    let told = roles(new, hints);
     let mut makers: HashMap<&str, NodeId> = HashMap::new();
     let mut doubled = Vec::new();
     for &id in new.order() {
@@ -59,7 +69,10 @@ pub fn ways(old: &Graph, analyses: &Analyses, new: &Graph) -> (Vec<Way>, Vec<Dif
         };
         let found = route(old, &analyses.shapes, &analyses.sites, (parameter, output))
             .map_err(|why| format!("leaves as factors, but {why}"))
-            .and_then(|route| way(old, analyses, new, &makers, route));
+            .and_then(|route| {
+                let roles = told.as_ref().map_err(|error| error.to_string())?;
+                way(old, analyses, new, (&makers, &roles.factored), route)
+            });
         match found {
             Ok(way) => ways.push(way),
             Err(problem) => problems.push(at(new, maker, name, problem)),
@@ -73,7 +86,7 @@ fn way(
     old: &Graph,
     analyses: &Analyses,
     new: &Graph,
-    by_mark: &HashMap<&str, NodeId>,
+    (by_mark, known): (&HashMap<&str, NodeId>, &[Factored]),
     route: Route,
 ) -> Result<Way, String> {
     let mut makers = HashMap::new();
@@ -96,13 +109,16 @@ fn way(
     if let Some(buffer) = route.buffer {
         let read = new.node(last).inputs.first().copied().flatten();
         let read = read.ok_or("is summed up in no buffer")?;
-        if !new.inputs().contains(&read) || new.value(read).users.len() != 1 {
-            return Err(format!("is summed up in '{}'", new.value(read).name));
+        let sum = new.value(read);
+        let private = new.inputs().contains(&read) && sum.users.len() == 1 && !sum.is_output;
+        // The original's starts with what the caller puts into it.
+        let mut defaults = new.initializers().iter();
+        if !private || defaults.any(|tensor| tensor.name() == sum.name) {
+            return Err(format!("is summed up in '{}'", sum.name));
         }
         names.insert(buffer, new.value(read).name.clone());
     }
-    let roles = roles(new, &Hints::default()).map_err(|error| error.to_string())?;
-    let factored = roles.factored.iter().find(|factored| {
+    let factored = known.iter().find(|factored| {
         new.value(factored.gradient).name == names[&route.output]
             && new.value(factored.parameter).name == old.value(route.parameter).name
     });
@@ -267,10 +283,18 @@ impl<'a> Prover<'a> {
 
 /// What a handed out direction is a copy of.
 pub fn source(new: &Graph, v: ValueId) -> Option<ValueId> {
-    let node = new.node(new.producer(v)?);
-    let copies = node.domain().is_empty() && matches!(node.op(), "Identity" | "Cast");
-    let read = node.inputs.first().copied().flatten().filter(|_| copies);
-    read.map(|value| new.unpinned(value))
+    let mut from = v;
+    // Directions of groups lose an axis before they are brought to their type.
+    for copy in [&["Identity", "Cast"][..], &["Reshape"]] {
+        let made = new.producer(from).map(|id| new.node(id));
+        let made = made.filter(|n| n.domain().is_empty() && copy.contains(&n.op()) && is_marked(n));
+        match made {
+            Some(node) => from = new.unpinned(node.inputs.first().copied().flatten()?),
+            None if from == v => return None,
+            None => break,
+        }
+    }
+    Some(from)
 }
 
 /// Whether two values are constants of the same type, shape and data.
@@ -301,15 +325,23 @@ pub fn product(
     let sites::Form::Weight(weight) = &site.form else {
         return wrong("makes factors of what is no contraction");
     };
-    let plain = node.domain().is_empty() && node.op() == "Gemm";
+    let is_product = node.domain().is_empty() && node.op() == "Gemm";
     let flags = (node.int("transA", 0), node.int("transB", 0));
-    if !plain || flags != (1, 0) || node.inputs.len() != 2 {
+    if !is_product || flags != (1, 0) || node.inputs.len() != 2 {
         return wrong("is no product of the transpose of one operand and the other");
     }
     let slot = usize::from(weight.transposed);
     let read = node.inputs.get(slot).copied().flatten();
     if read.map(|value| new.unpinned(value)) != Some(z) {
         return wrong("makes the transpose of what it should");
+    }
+    let other = node.inputs.get(1 - slot).copied().flatten();
+    let turned = match other {
+        Some(gradient) => turned(new, z)? != turned(new, gradient)?,
+        None => return wrong("does not read dY"),
+    };
+    if turned != weight.gradient_flipped {
+        return wrong("reads dY with its rows and columns exchanged");
     }
     let (is, expected) = (
         node.float("alpha", 1.0),
@@ -320,4 +352,47 @@ pub fn product(
         return Err(at(new, id, "", problem));
     }
     Ok(())
+}
+
+/// Whether the tool's nodes before an operand of a product exchange its last two axes; up to a
+/// compression, which is looked at elsewhere, or a node that is not the tool's.
+///
+/// They may view it, bring it to another type, exchange axes or make it of 8-bit integers. What else
+/// stands there would make another product.
+fn turned(new: &Graph, operand: ValueId) -> Result<bool, Difference> {
+    let mut turned = false;
+    let mut here = operand;
+    loop {
+        here = new.unpinned(here);
+        let Some(id) = new.producer(here).filter(|&id| is_marked(new.node(id))) else {
+            return Ok(turned);
+        };
+        let node = new.node(id);
+        // A node of the original that was moved has a mark, and no origin.
+        if was_moved(node) && node.metadata("velora.origin").is_none() {
+            return Ok(turned);
+        }
+        match (node.domain(), node.op(), node.velora_op()) {
+            (_, _, Some("Compress" | "Dequantize")) => return Ok(turned),
+            ("", "Cast", None) => {}
+            // Rows are made of dY as it should be, or they would hold entries of several.
+            ("", _, None) if is_view(node) && !turned => {}
+            ("", "Transpose", None) => {
+                let rank = node.ints("perm").map_or(0, <[i64]>::len);
+                let mut swapped: Vec<i64> = (0..rank as i64).collect();
+                if rank >= 2 {
+                    swapped.swap(rank - 2, rank - 1);
+                }
+                if rank < 2 || node.ints("perm") != Some(&swapped[..]) {
+                    return Err(at(new, id, "", "exchanges other axes than the last two"));
+                }
+                turned = !turned;
+            }
+            _ => return Err(at(new, id, "", "changes an operand of a factor")),
+        }
+        match node.inputs.first().copied().flatten() {
+            Some(read) => here = read,
+            None => return Ok(turned),
+        }
+    }
 }

@@ -122,7 +122,7 @@ pub fn prove(
         found: Vec::new(),
         proof: Proof::default(),
     };
-    let (ways, problems) = factors::ways(old, analyses, new);
+    let (ways, problems) = factors::ways(old, analyses, new, &settings.hints);
     prover.proof.differences.extend(problems);
     let missing = prover.nodes();
     let missing = prover.factored(&ways, missing);
@@ -327,7 +327,7 @@ impl<'a> Prover<'a> {
             Some(&Some(x)) => slot != Some(x),
             None => true,
         });
-        self.proof.removed = self.found.len();
+        self.proof.removed += self.found.len();
         for found in &self.found {
             self.proof.removed -= usize::from(found.form == Form::Reconstructed);
         }
