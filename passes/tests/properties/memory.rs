@@ -12,14 +12,12 @@ use velora_testgen::{Generated, ledger, random};
 
 /// The halves by what each node reaches; a compression and what was moved belong to the forward half.
 pub fn halves(graph: &GraphProto, made: &Generated) -> (Vec<bool>, Vec<bool>) {
-    let gradients: HashSet<&str> = made.gradient_outputs.iter().map(String::as_str).collect();
-    let others = graph
-        .output
-        .iter()
-        .map(|o| o.name())
-        .filter(|o| !gradients.contains(o));
-    let mut forward = ledger::ancestors(graph, others);
-    let mut backward = ledger::ancestors(graph, gradients.iter().copied());
+    let known: HashSet<&str> = made.gradient_outputs.iter().map(String::as_str).collect();
+    // A factor of a gradient stands in its place.
+    let is_gradient = |o: &str| known.contains(o.strip_suffix(".P").unwrap_or(o));
+    let outputs = || graph.output.iter().map(|o| o.name());
+    let mut forward = ledger::ancestors(graph, outputs().filter(|o| !is_gradient(o)));
+    let mut backward = ledger::ancestors(graph, outputs().filter(|o| is_gradient(o)));
     for (place, node) in graph.node.iter().enumerate() {
         let op = node.metadata_props.iter().find(|e| e.key() == "velora.op");
         let op = if node.domain() == "ai.velora" {

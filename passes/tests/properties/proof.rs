@@ -38,8 +38,9 @@ proptest! {
         for decision in &rewritten {
             let site = decision.site.as_ref().unwrap();
             let gradient = found.gradients.iter().find(|g| g.site == *site).unwrap();
-            let form = match site.form {
-                sites::Form::Reconstructed => Form::Reconstructed,
+            let form = match (&site.form, decision.gradient.route()) {
+                (sites::Form::Reconstructed, _) => Form::Reconstructed,
+                (_, Some(_)) => Form::Factors,
                 _ => Form::Factored,
             };
             prop_assert_eq!(gradient.form, form);
