@@ -41,12 +41,16 @@ pub struct Layer {
 pub fn layers(graph: &Graph, roles: &Roles) -> Result<Vec<Layer>> {
     let name = |value| graph.value(value).name.clone();
     let layers = roles.adapters.iter().map(|adapter| {
-        let copied = graph.producer(graph.unpinned(adapter.of.direction));
-        let v = copied.and_then(|id| graph.node(id).inputs.first().copied().flatten());
+        // What is handed out is a copy, and of directions by group another view.
+        let mut v = graph.unpinned(adapter.of.direction);
+        while let Some(copied) = graph.producer(v) {
+            let read = graph.node(copied).inputs.first().copied().flatten();
+            v = graph.unpinned(read.context("an adapter without a direction")?);
+        }
         Ok(Layer {
             param: name(adapter.of.parameter),
             adapter: name(adapter.input),
-            direction: name(graph.unpinned(v.context("an adapter without a direction")?)),
+            direction: name(v),
             groups: usize::try_from(adapter.of.groups)?,
             features_last: adapter.of.features_last,
         })

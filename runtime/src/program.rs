@@ -105,7 +105,7 @@ pub struct Trained {
 /// dW\[o, g·M + i\] = v(g)\[i\] · P\[o, g\].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Factor<T> {
-    /// v, of any norm: `[M]`, for all groups, or `[G, 1, M]`, one for each. Of a group that is short the
+    /// v, of any norm: `[M]`, for all groups, or `[G, M]`, one for each. Of a group that is short the
     /// first entries count.
     pub direction: T,
     /// G, from 1 to D.

@@ -282,6 +282,8 @@ def check_variant(tool, path, original, feed, before, noise, arguments, check):
         known = lambda name: constants[name] if name in constants else after[name]
         for site in sites:
             v = known(site.v)
+            if isinstance(site, Factors) and v.ndim == 2:
+                v = v[:, None]
             previous = state.get(site.v.removesuffix(".next"))
             name = next(n for n in chain(site.x, producers) if n in before)
             check.direction(site, init, before[name], v, previous, decay, noise[name])

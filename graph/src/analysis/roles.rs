@@ -47,7 +47,7 @@ pub struct Factored {
     pub parameter: ValueId,
     /// The output with P, [G, O] or [O, G], or the flag of the accumulator that sums it up.
     pub gradient: ValueId,
-    /// The output with v, `[M]`, or [G, 1, M] where each group has its own.
+    /// The output with v, `[M]`, or [G, M] where each group has its own.
     pub direction: ValueId,
     /// G.
     pub groups: i64,

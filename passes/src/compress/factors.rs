@@ -184,10 +184,10 @@ impl Emit<'_> {
             true => self.plain("Identity", &[&from], &v, &metadata),
             false => self.cast(&from, &v, wanted, &metadata),
         });
-        let sizes = match direction.own {
-            false => vec![direction.size],
-            true => vec![direction.groups, 1, direction.size],
-        };
+        let mut sizes = vec![direction.size];
+        if direction.own {
+            sizes.insert(0, direction.groups);
+        }
         let declared = |values: &[ValueId], infos: &[ValueInfoProto], value: ValueId| {
             let place = values.iter().position(|&v| v == value)?;
             infos.get(place).cloned()

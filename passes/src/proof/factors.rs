@@ -145,7 +145,7 @@ fn way(
     let own = own.filter(|(_, value)| **value == factored.direction);
     let axes = own.map(|(info, _)| axes(info)).next().unwrap_or(1);
     let sizes = match axes {
-        3 => vec![groups, 1, size],
+        2 => vec![groups, size],
         _ => vec![size],
     };
     let v = factored.direction;

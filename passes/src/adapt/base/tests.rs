@@ -1,4 +1,5 @@
 //! Bases against plain formulas.
+#![allow(clippy::unwrap_used)]
 
 use super::*;
 use velora_graph::onnx::schema::StringStringEntryProto;
