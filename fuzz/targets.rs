@@ -13,9 +13,10 @@ use velora_graph::onnx::schema::ModelProto;
 use velora_graph::onnx::write::write_to;
 use velora_graph::text::{parse_model, parse_node, print_model, print_node};
 use velora_graph::verify::{verify, verify_model};
-use velora_passes::manager::Checks;
-use velora_passes::pipeline::{JobError, Options, optimise};
-use velora_passes::select::{Grouping, Preset, Selection};
+use velora_passes::adapt::base::Base;
+use velora_passes::manager::{Checks, PassError, PipelineError};
+use velora_passes::pipeline::{Adapter, JobError, Options, optimise};
+use velora_passes::select::{Gradients, Grouping, Init, Preset, Selection};
 
 /// Takes an input, and tells whether it was accepted rather than refused with an error.
 pub type Target = fn(&[u8]) -> bool;
@@ -162,8 +163,16 @@ pub fn step(data: &[u8]) -> bool {
     rewrite(&model, form(data), true)
 }
 
-/// A preset, whether functions are expanded, and whether the order is pinned.
-type Form = (Preset, bool, bool);
+/// A preset, whether functions are expanded, whether the order is pinned, and in which form gradients leave.
+type Form = (Preset, bool, bool, Leave);
+
+/// In which form gradients leave the graph.
+#[derive(Clone, Copy, PartialEq)]
+enum Leave {
+    Full,
+    Factored,
+    Adapter,
+}
 
 /// The form that an input is rewritten in: one of all, since each takes its time.
 fn form(data: &[u8]) -> Form {
@@ -171,25 +180,36 @@ fn form(data: &[u8]) -> Form {
     FORMS[sum % FORMS.len()]
 }
 
-/// Every preset, both forms, with and without pins.
-const FORMS: [Form; 4] = [
-    (Preset::Freeable, false, true),
-    (Preset::Paper, true, true),
-    (Preset::All, true, false),
-    (Preset::All, false, true),
+/// Every preset, both forms, with and without pins, and every form of gradients.
+const FORMS: [Form; 7] = [
+    (Preset::Freeable, false, true, Leave::Full),
+    (Preset::Paper, true, true, Leave::Full),
+    (Preset::All, true, false, Leave::Full),
+    (Preset::All, false, true, Leave::Full),
+    (Preset::All, false, true, Leave::Factored),
+    (Preset::All, true, false, Leave::Factored),
+    (Preset::Freeable, false, true, Leave::Adapter),
 ];
 
 /// Rewrites a model; what was valid stays valid, and can be written and read. Tells whether anything was
 /// rewritten.
-fn rewrite(model: &Model, (preset, inline, pin): Form, valid: bool) -> bool {
+fn rewrite(model: &Model, (preset, inline, pin, leave): Form, valid: bool) -> bool {
     let mut selection = Selection::freeable(Grouping::Groups(2));
     selection.preset = preset;
+    if leave != Leave::Full {
+        selection.defaults.init = Init::Random;
+        selection.defaults.gradients = Gradients::Factored;
+    }
     let options = Options {
         settings: Settings::default(),
         selection,
         inline,
         hoist: true,
         pin,
+        adapter: (leave == Leave::Adapter).then_some(Adapter {
+            base: Base::Float32,
+            folder: None,
+        }),
         checks: Checks {
             verify_each: valid,
             keep_after: None,
@@ -197,6 +217,11 @@ fn rewrite(model: &Model, (preset, inline, pin): Form, valid: bool) -> bool {
     };
     let outcome = match optimise(model, &options) {
         Ok(outcome) => outcome,
+        // A weight that the graph hands out, say.
+        Err(JobError::Pipeline(PipelineError::Pass {
+            source: PassError::Adapt(_),
+            ..
+        })) => return false,
         Err(JobError::Pipeline(error)) if valid => panic!("{preset:?} {inline} {pin}: {error}"),
         Err(_) => return false,
     };
