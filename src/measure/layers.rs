@@ -11,7 +11,7 @@ use velora_passes::formula::{
     Deviation, Directions, Matrix, Parts, Rounding, compressed, even_direction, gamma, gradient,
     mean_direction, reconstructed, scale_gradient,
 };
-use velora_passes::proof::{DirectionState, Gradient, direction_state};
+use velora_passes::proof::{DirectionState, Form as Made, Gradient, direction_state};
 use velora_runtime::session::directions::{Kind as Filling, Moments, Unfilled, agreement, solve};
 use velora_runtime::tensor::Tensor;
 
@@ -129,7 +129,12 @@ fn names<'a>(
         before,
         dw,
         z: made(factors.z),
-        v: made(factors.v),
+        // Handed out, directions by group lack the axis that tells them from several; the proof has shown
+        // that they are copies.
+        v: made(match gradient.form {
+            Made::Factors => factors.direction,
+            _ => factors.v,
+        }),
         direction: made(factors.direction),
         filled: match (
             direction_state(new, factors.direction),
