@@ -8,6 +8,7 @@ pub mod hoist;
 pub mod manager;
 mod names;
 pub mod ops;
+pub mod outer;
 pub mod pin;
 pub mod pipeline;
 pub mod proof;

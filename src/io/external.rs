@@ -8,7 +8,6 @@ use std::fs::{self, File, Metadata};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use velora_graph::onnx::read::{Source, check_external_data};
-use velora_graph::onnx::schema::tensor_proto::DataLocation;
 use velora_graph::onnx::schema::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use velora_graph::onnx::write::replace;
 
@@ -79,7 +78,7 @@ pub fn locations(model: &mut ModelProto) -> Result<(BTreeSet<PathBuf>, String)> 
     let mut locations = BTreeSet::new();
     let mut example = String::new();
     visit(model, &mut |tensor| {
-        if is_external(tensor) {
+        if tensor.is_external() {
             example = tensor.name().to_owned();
             locations.insert(lexical(tensor));
         }
@@ -104,10 +103,6 @@ fn lexical(tensor: &TensorProto) -> PathBuf {
     names
         .filter(|c| matches!(c, Component::Normal(_)))
         .collect()
-}
-
-fn is_external(tensor: &TensorProto) -> bool {
-    tensor.data_location == Some(DataLocation::External as i32)
 }
 
 fn entry<'a>(tensor: &'a TensorProto, key: &str) -> Option<&'a str> {
@@ -168,7 +163,7 @@ fn is_same(a: &Metadata, b: &Metadata) -> bool {
 fn inline(model: &mut ModelProto, folder: &Path) -> Result<()> {
     let mut sources: BTreeMap<PathBuf, Source> = BTreeMap::new();
     visit(model, &mut |tensor| {
-        if !is_external(tensor) {
+        if !tensor.is_external() {
             return Ok(());
         }
         let location = lexical(tensor);

@@ -6,10 +6,9 @@ use velora_graph::analysis::Analyses;
 use velora_graph::analysis::roles::{Hints, roles};
 use velora_graph::analysis::sites::Form as SiteForm;
 use velora_graph::ir::{Graph, Model};
-use velora_graph::onnx::make::{int_vector, node};
 use velora_graph::onnx::schema::GraphProto;
+use velora_passes::outer::Outer;
 use velora_passes::proof::{Form, Gradient};
-use velora_passes::select::sub_token_size;
 
 use super::fidelity::gradients;
 
@@ -48,9 +47,9 @@ pub fn expanded(
         let SiteForm::Weight(weight) = &site.form else {
             continue;
         };
-        let expansion = Expansion {
-            p: &new.value(factor).name,
-            v: &new.value(gradient.factors.v).name,
+        let outer = Outer {
+            factor: &new.value(factor).name,
+            direction: &new.value(gradient.factors.v).name,
             groups: gradient.factors.groups,
             features: site.features,
             outputs: site
@@ -60,7 +59,7 @@ pub fn expanded(
             features_last: weight.transposed,
         };
         if made.insert(name.clone()) {
-            expansion.emit(graph, name);
+            emit(graph, outer, name);
         }
     }
     // What lies between the last contraction and the output of a parameter works on factors only.
@@ -91,9 +90,9 @@ pub fn expanded(
             continue;
         };
         let site = &gradient.site;
-        let expansion = Expansion {
-            p: &new.value(factor).name,
-            v: &new.value(role.direction).name,
+        let outer = Outer {
+            factor: &new.value(factor).name,
+            direction: &new.value(role.direction).name,
             groups: role.groups,
             features: site.features,
             outputs: site
@@ -103,54 +102,15 @@ pub fn expanded(
             features_last: role.features_last,
         };
         if made.insert(whole.name.clone()) {
-            expansion.emit(graph, &whole.name);
+            emit(graph, outer, &whole.name);
         }
     }
     Ok(Model::from_proto(proto)?)
 }
 
-/// `dW = v ⊗ P` in standard operators.
-struct Expansion<'a> {
-    p: &'a str,
-    v: &'a str,
-    groups: i64,
-    features: i64,
-    outputs: i64,
-    features_last: bool,
-}
-
-impl Expansion<'_> {
-    fn emit(&self, graph: &mut GraphProto, name: &str) {
-        let (g, o) = (self.groups, self.outputs);
-        let size = sub_token_size(self.features, g);
-        // P with an axis for the features of a group, v with axes for those that it lacks.
-        let (of_p, of_v, padded, axis) = match self.features_last {
-            false => ([g, 1, o], [-1, size, 1], [g * size, o], 0),
-            true => ([o, g, 1], [1, -1, size], [o, g * size], 1),
-        };
-        let inner = |what: &str| format!("velora.expanded.{name}.{what}");
-        for (what, entries) in [
-            ("p_shape", &of_p[..]),
-            ("v_shape", &of_v),
-            ("shape", &padded),
-            ("start", &[0]),
-            ("end", &[self.features]),
-            ("axis", &[axis]),
-        ] {
-            graph.initializer.push(int_vector(&inner(what), entries));
-        }
-        let names = ["p", "v", "outer", "padded"].map(inner);
-        let [p, v, outer, whole] = &names;
-        graph.node.extend([
-            node("Reshape", &[self.p, &inner("p_shape")], p),
-            node("Reshape", &[self.v, &inner("v_shape")], v),
-            node("Mul", &[p, v], outer),
-            node("Reshape", &[outer, &inner("shape")], whole),
-            node(
-                "Slice",
-                &[whole, &inner("start"), &inner("end"), &inner("axis")],
-                name,
-            ),
-        ]);
-    }
+/// Adds the nodes that make `v ⊗ P` under a name.
+fn emit(graph: &mut GraphProto, outer: Outer<'_>, name: &str) {
+    let (nodes, constants) = outer.expand(name, |what| format!("velora.expanded.{name}.{what}"));
+    graph.node.extend(nodes);
+    graph.initializer.extend(constants);
 }

@@ -118,10 +118,15 @@ pub fn roles(graph: &Graph, hints: &Hints) -> Result<Roles, RoleError> {
         None => None,
     };
     let mut hinted = BTreeMap::new();
+    let as_factors: BTreeSet<&str> = match hints.gradients.is_empty() {
+        true => BTreeSet::new(),
+        false => (graph.order().iter())
+            .filter_map(|&id| graph.node(id).metadata("velora.factor_of"))
+            .collect(),
+    };
     for (parameter, output) in &hints.gradients {
         // A rewrite of ours hands out factors of it, or has given the parameter an adapter.
-        let mut nodes = graph.order().iter().map(|&id| graph.node(id));
-        if nodes.any(|node| node.metadata("velora.factor_of") == Some(output)) {
+        if as_factors.contains(output.as_str()) {
             continue;
         }
         let parameter = find("--grad", parameter, graph.inputs(), "an input")?;

@@ -315,6 +315,13 @@ pub struct TensorProto {
     pub metadata_props: Vec<StringStringEntryProto>,
 }
 
+impl TensorProto {
+    /// Whether the tensor's data lies in another file.
+    pub fn is_external(&self) -> bool {
+        self.data_location == Some(tensor_proto::DataLocation::External as i32)
+    }
+}
+
 /// Types nested in [`TensorProto`].
 pub mod tensor_proto {
     /// A slice of a tensor stored in pieces.

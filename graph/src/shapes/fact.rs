@@ -3,7 +3,7 @@
 use super::DataType;
 use super::rules::Fault;
 use crate::dim::Dim;
-use crate::onnx::schema::{TensorProto, tensor_proto::DataLocation};
+use crate::onnx::schema::TensorProto;
 use std::sync::Arc;
 
 /// Contents longer than this are not followed: shapes and the operands of slices are short.
@@ -81,7 +81,7 @@ impl Fact {
 fn elements(tensor: &TensorProto) -> Option<Vec<Dim>> {
     let count = (tensor.dims.iter()).try_fold(1i64, |n, &d| n.checked_mul(d))?;
     let count = usize::try_from(count).ok().filter(|&n| n <= MAX_CONTENTS)?;
-    if tensor.data_location == Some(DataLocation::External as i32) || tensor.segment.is_some() {
+    if tensor.is_external() || tensor.segment.is_some() {
         return None;
     }
     let whole = |value: f64| {

@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 
 use super::place::{Nested, Part, Place};
 use super::{ATTRIBUTE_TYPES, ELEMENT_TYPES, is_identifier, is_type_word, name_of};
-use crate::onnx::schema::tensor_proto::DataLocation;
 use crate::onnx::schema::tensor_shape_proto::dimension;
 use crate::onnx::schema::{
     AttributeProto, AttributeType, FunctionProto, GraphProto, ModelProto, NodeProto,
@@ -437,7 +436,7 @@ impl Printer<'_> {
         self.put(" ");
         self.id(tensor.name.as_deref().unwrap_or_default());
         self.put(" = ");
-        if is_external(tensor) {
+        if tensor.is_external() {
             self.entries(&tensor.external_data);
         } else {
             self.payload(tensor);
@@ -450,7 +449,7 @@ impl Printer<'_> {
             self.put(" ");
             self.put(name);
         }
-        if is_external(tensor) {
+        if tensor.is_external() {
             self.put(" = ");
             self.entries(&tensor.external_data);
         } else {
@@ -499,10 +498,6 @@ impl Printer<'_> {
             (_, Some(raw)) => self.set(list, raw, Self::display),
         }
     }
-}
-
-fn is_external(tensor: &TensorProto) -> bool {
-    tensor.data_location == Some(DataLocation::External as i32)
 }
 
 /// The declared type, or (as before IR version 3) the one that the filled field implies.

@@ -7,7 +7,6 @@ use thiserror::Error;
 use velora_graph::ir::{Graph, Model, Patch, ValueId};
 use velora_graph::onnx::make::{float_tensor, int, node, tensor_info};
 use velora_graph::onnx::read::map_external_data;
-use velora_graph::onnx::schema::tensor_proto::DataLocation;
 use velora_graph::onnx::schema::{NodeProto, TensorProto};
 use velora_graph::shapes::DataType;
 
@@ -128,7 +127,7 @@ pub(crate) fn values(
     let &[rows, columns] = tensor.dims.as_slice() else {
         return Err(wrong("it is no matrix"));
     };
-    let bytes = match (is_external(tensor), folder) {
+    let bytes = match (tensor.is_external(), folder) {
         (true, Some(folder)) => {
             map_external_data(tensor, folder).map_err(|error| wrong(&error.to_string()))?
         }
@@ -153,10 +152,6 @@ pub(crate) fn values(
     }
     let values = whole.iter().map(|bytes| f32::from_le_bytes(*bytes));
     Ok(([rows, columns], values.collect()))
-}
-
-fn is_external(tensor: &TensorProto) -> bool {
-    tensor.data_location == Some(DataLocation::External as i32)
 }
 
 /// Blocks of [`BLOCK`] elements along an axis.

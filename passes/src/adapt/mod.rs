@@ -9,8 +9,8 @@
 pub mod base;
 
 use crate::names::Names;
+use crate::outer::Outer;
 use crate::proto::{metadata, version};
-use crate::select::sub_token_size;
 use base::{Base, BaseError, Stored};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,7 +20,7 @@ use velora_graph::analysis::partition::Half;
 use velora_graph::analysis::roles::Factored;
 use velora_graph::dim::Dim;
 use velora_graph::ir::{Graph, Model, NodeId, Patch, ValueId};
-use velora_graph::onnx::make::{float_tensor, int_vector, node, tensor_info};
+use velora_graph::onnx::make::{float_tensor, node, tensor_info};
 use velora_graph::onnx::schema::{NodeProto, StringStringEntryProto};
 use velora_graph::shapes::DataType;
 
@@ -230,37 +230,22 @@ impl<'a> Emit<'a> {
     ) -> (Vec<NodeProto>, String) {
         let (old, v) = (self.name(weight.value), self.name(weight.v));
         let mut inner = |what: &str| self.names.fresh(format!("velora.{old}.{half}.{what}"));
-        let names = ["A", "v", "outer", "padded", "delta", "sum"].map(&mut inner);
-        let shapes = ["A_shape", "v_shape", "shape", "start", "end", "axis"].map(inner);
-        let [a, direction, outer, padded, delta, sum] = &names;
-        let (g, o) = (weight.factored.groups, weight.outputs);
-        let m = sub_token_size(weight.features, g);
-        // A with an axis for the features of a group, v with axes for those that it lacks.
-        let (of_a, of_v, whole, axis) = match weight.factored.features_last {
-            false => ([g, 1, o], [-1, m, 1], [g * m, o], 0),
-            true => ([o, g, 1], [1, -1, m], [o, g * m], 1),
+        let [delta, sum] = ["delta", "sum"].map(&mut inner);
+        let outer = Outer {
+            factor: adapter,
+            direction: v,
+            groups: weight.factored.groups,
+            features: weight.features,
+            outputs: weight.outputs,
+            features_last: weight.factored.features_last,
         };
-        let cut = g * m != weight.features;
-        let vectors = [&of_a[..], &of_v, &whole, &[0], &[weight.features], &[axis]];
-        for (name, entries) in shapes.iter().zip(vectors).take(if cut { 6 } else { 3 }) {
-            self.patch.add_initializer(int_vector(name, entries));
+        let (mut nodes, constants) = outer.expand(&delta, inner);
+        for constant in constants {
+            self.patch.add_initializer(constant);
         }
-        let mut nodes = vec![
-            node("Reshape", &[adapter, &shapes[0]], a),
-            node("Reshape", &[v, &shapes[1]], direction),
-            node("Mul", &[a, direction], outer),
-        ];
-        match cut {
-            true => {
-                let inputs = [padded.as_str(), &shapes[3], &shapes[4], &shapes[5]];
-                nodes.push(node("Reshape", &[outer, &shapes[2]], padded));
-                nodes.push(node("Slice", &inputs, delta));
-            }
-            false => nodes.push(node("Reshape", &[outer, &shapes[2]], delta)),
-        }
-        nodes.push(node("Add", &[base, delta], sum));
+        nodes.push(node("Add", &[base, &delta], &sum));
         let nodes = nodes.into_iter().map(|node| marked(node, metadata));
-        (nodes.collect(), sum.clone())
+        (nodes.collect(), sum)
     }
 }
 

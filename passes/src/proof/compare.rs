@@ -5,7 +5,6 @@ use prost::Message;
 use std::path::Path;
 use velora_graph::ir::NodeId;
 use velora_graph::onnx::read::map_external_data;
-use velora_graph::onnx::schema::tensor_proto::DataLocation;
 use velora_graph::onnx::schema::{GraphProto, NodeProto, TensorProto};
 
 /// Compares a node of the original with one of the rewritten graph; what is read at the place `but` is
@@ -111,11 +110,6 @@ fn tensors(node: &NodeProto) -> Vec<&TensorProto> {
     }
 }
 
-/// Whether a tensor's data lies in another file.
-fn is_external(tensor: &TensorProto) -> bool {
-    tensor.data_location == Some(DataLocation::External as i32)
-}
-
 /// Compares the data of two tensors, wherever it lies.
 pub fn payloads(
     was: &TensorProto,
@@ -123,7 +117,7 @@ pub fn payloads(
     is: &TensorProto,
     after: Option<&Path>,
 ) -> Result<(), String> {
-    if !is_external(was) && !is_external(is) {
+    if !was.is_external() && !is.is_external() {
         return match was.raw_data == is.raw_data {
             true => Ok(()),
             false => Err(changed(
@@ -135,11 +129,11 @@ pub fn payloads(
     }
     if before == after
         && was.external_data == is.external_data
-        && is_external(was) == is_external(is)
+        && was.is_external() == is.is_external()
     {
         return Ok(());
     }
-    let bytes = |tensor: &TensorProto, folder: Option<&Path>| match (is_external(tensor), folder) {
+    let bytes = |tensor: &TensorProto, folder: Option<&Path>| match (tensor.is_external(), folder) {
         (false, _) => Ok(tensor.raw_data.clone()),
         (true, Some(folder)) => {
             let mapped = map_external_data(tensor, folder);

@@ -8,7 +8,6 @@ use std::path::Path;
 use velora_graph::ir::Graph;
 use velora_graph::onnx::read::map_external_data;
 use velora_graph::onnx::schema::TensorProto;
-use velora_graph::onnx::schema::tensor_proto::DataLocation;
 use velora_graph::shapes::DataType;
 
 /// A tensor of given integers in a type that shapes are computed in; `None` for other types.
@@ -104,7 +103,7 @@ pub fn from_proto(proto: &TensorProto, folder: Option<&Path>) -> Result<Tensor, 
             "'{name}' is {ty}, which the runtime cannot hold"
         )));
     };
-    let bytes: Bytes = if proto.data_location == Some(DataLocation::External as i32) {
+    let bytes: Bytes = if proto.is_external() {
         let Some(folder) = folder else {
             return Err(Refusal(format!(
                 "the data of '{name}' lies in an external file, and the model in none"

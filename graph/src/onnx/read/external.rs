@@ -5,7 +5,6 @@ use std::fs;
 use std::path::{Component, Path};
 
 use super::{FileError, Source};
-use crate::onnx::schema::tensor_proto::DataLocation;
 use crate::onnx::schema::{
     AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto,
 };
@@ -121,7 +120,7 @@ fn check_tensor(
     owner: impl Fn() -> String,
     dir: &Path,
 ) -> Result<(), FileError> {
-    if tensor.data_location != Some(DataLocation::External as i32) {
+    if !tensor.is_external() {
         return Ok(());
     }
     check_reference(tensor, dir).map_err(|(problem, hint)| FileError::ExternalData {

@@ -3,6 +3,7 @@
 
 use super::*;
 use velora_graph::onnx::schema::StringStringEntryProto;
+use velora_graph::onnx::schema::tensor_proto::DataLocation;
 use velora_graph::text::parse_model;
 
 /// A model with a weight of these sizes.

@@ -185,6 +185,23 @@ impl Optimizer {
         }
     }
 
+    /// Whether there are as many tensors of state as there should be, each of the right length.
+    fn check_state(
+        &self,
+        state: &[&mut [f32]],
+        length: impl Fn(&'static str, usize) -> Result<(), OptimizerError>,
+    ) -> Result<(), OptimizerError> {
+        let names = self.state();
+        if state.len() != names.len() {
+            return Err(OptimizerError::States {
+                found: state.len(),
+                expected: names.len(),
+            });
+        }
+        let mut tensors = names.iter().zip(state);
+        tensors.try_for_each(|(name, tensor)| length(name, tensor.len()))
+    }
+
     /// Updates one parameter and its state.
     ///
     /// `state` has the tensors of [`Optimizer::state`], in that order. Allocates nothing when called
@@ -206,16 +223,7 @@ impl Optimizer {
             }),
         };
         length("the gradient", gradient.len())?;
-        let names = self.state();
-        if state.len() != names.len() {
-            return Err(OptimizerError::States {
-                found: state.len(),
-                expected: names.len(),
-            });
-        }
-        for (name, tensor) in names.iter().zip(state.iter()) {
-            length(name, tensor.len())?;
-        }
+        self.check_state(state, length)?;
 
         match (*self, state) {
             (
@@ -309,16 +317,9 @@ impl Optimizer {
     ) -> Result<(), OptimizerError> {
         self.check_factored()?;
         factor.check(parameter.len(), gradient.len())?;
-        let names = self.state();
-        if state.len() != names.len() {
-            return Err(OptimizerError::States {
-                found: state.len(),
-                expected: names.len(),
-            });
-        }
-        for (name, tensor) in names.iter().zip(state.iter()) {
-            factored::length(name, tensor.len(), gradient.len())?;
-        }
+        self.check_state(state, |name, found| {
+            factored::length(name, found, gradient.len())
+        })?;
 
         match (*self, state) {
             (
