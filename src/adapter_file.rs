@@ -72,7 +72,7 @@ pub fn write(path: &Path, model: &Model, roles: &Roles, session: &Session<'_>) -
     for kept in session.kept() {
         // A direction that a batch has filled stays as parameters do.
         if kept.trained || layers.iter().any(|layer| layer.direction == kept.name) {
-            tensors.insert(&kept.name, session.read(&kept.operand));
+            tensors.insert(&kept.name, session.read(&kept.operand)?);
         }
     }
     for layer in &layers {

@@ -18,9 +18,9 @@ fn main() -> Result<()> {
     let data = [data::read(Path::new(inputs))?];
     let mut prepared = common::prepare(&cpu, &arguments, &data)?;
     prepared.executable.run(&StepContext::default(), None)?;
-    let mut results = vec![("loss".to_owned(), prepared.read(&prepared.loss))];
+    let mut results = vec![("loss".to_owned(), prepared.read(&prepared.loss)?)];
     for (name, operand) in &prepared.results {
-        results.push((name.clone(), prepared.read(operand)));
+        results.push((name.clone(), prepared.read(operand)?));
     }
     let views = results
         .iter()

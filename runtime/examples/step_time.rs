@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         prepared.executable.run(&StepContext::default(), observer)?;
         let seconds = start.elapsed().as_secs_f64();
         let loss = prepared
-            .read(&prepared.loss)
+            .read(&prepared.loss)?
             .to_f32()
             .context("the loss is not float")?[0];
         let mut line = json!({ "seconds": seconds, "loss": loss });
@@ -47,7 +47,7 @@ fn main() -> Result<()> {
                 .map(|(n, o)| (&n[..], o))
                 .filter_map(named)
             {
-                let gradient = prepared.read(operand).to_f32().unwrap_or_default();
+                let gradient = prepared.read(operand)?.to_f32().unwrap_or_default();
                 let squares = gradient.iter().map(|&g| f64::from(g).powi(2));
                 norms.insert(name, squares.sum::<f64>().sqrt());
             }

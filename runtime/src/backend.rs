@@ -39,21 +39,24 @@ pub trait Executable: Send {
     fn plan(&self) -> &Plan;
 
     /// Selects another plan by its number, and puts its constants in place.
-    fn select(&mut self, number: usize);
+    ///
+    /// # Errors
+    /// [`Fault`] where the device fails, here and in what follows.
+    fn select(&mut self, number: usize) -> Result<(), Fault>;
 
     /// Copies bytes into a buffer of the selected plan.
-    fn write(&mut self, buffer: BufferId, bytes: &[u8]);
+    fn write(&mut self, buffer: BufferId, bytes: &[u8]) -> Result<(), Fault>;
 
-    /// Has a buffer of the selected plan filled by its caller.
-    fn fill(&mut self, buffer: BufferId, write: &mut dyn FnMut(&mut [u8]));
+    /// Has a buffer of the selected plan filled by its caller; all of it, since it may show anything before.
+    fn fill(&mut self, buffer: BufferId, write: &mut dyn FnMut(&mut [u8])) -> Result<(), Fault>;
 
     /// Copies a buffer's bytes out.
-    fn read(&self, buffer: BufferId, bytes: &mut [u8]);
+    fn read(&self, buffer: BufferId, bytes: &mut [u8]) -> Result<(), Fault>;
 
     /// Executes all steps of the selected plan.
     ///
     /// # Errors
-    /// [`Fault`] where data does not fit an operation.
+    /// [`Fault`] where data does not fit an operation, or the device fails.
     fn run(
         &mut self,
         context: &StepContext,
@@ -61,7 +64,7 @@ pub trait Executable: Send {
     ) -> Result<(), Fault>;
 
     /// The root of the sum of the squares of all gradients.
-    fn gradient_norm(&self) -> f64;
+    fn gradient_norm(&mut self) -> Result<f64, Fault>;
 
     /// Updates all trained parameters from their gradients.
     ///
@@ -76,6 +79,21 @@ pub trait Executable: Send {
 
 /// What watches an execution, step by step.
 pub trait Observer: Send {
+    /// Whether it wants to see what a step reads, before the step. A device that lies apart copies all of
+    /// that for it.
+    fn wants_inputs(&self) -> bool {
+        false
+    }
+
+    /// A step is about to start: its number, and what it reads.
+    fn starting(
+        &mut self,
+        _number: usize,
+        _step: &Step,
+        _read: &mut dyn Iterator<Item = (usize, &[u8])>,
+    ) {
+    }
+
     /// A step has finished: its number, when it began and ended, and what it wrote.
     fn finished(
         &mut self,
@@ -106,6 +124,24 @@ pub enum Fault {
         /// Its operation.
         op: &'static str,
         /// What is wrong.
+        message: String,
+    },
+    /// An operation that the device has no kernel for.
+    #[error("node '{node}' ({op}): {message}; --device cpu can execute it")]
+    Unsupported {
+        /// The node.
+        node: String,
+        /// Its operation.
+        op: &'static str,
+        /// What there is no kernel for.
+        message: String,
+    },
+    /// A device that failed. What it held may be lost.
+    #[error("{device}: {message}")]
+    Device {
+        /// The device in words.
+        device: String,
+        /// What failed.
         message: String,
     },
     /// Plans that do not belong together.

@@ -57,7 +57,7 @@ pub fn evaluate(
         let tensor = inputs.get(name).cloned().or_else(default);
         let fits = |t: &Tensor| t.data_type == operand.ty.data_type && t.shape == operand.ty.shape;
         match tensor {
-            Some(tensor) if fits(&tensor) => executable.write(operand.buffer, &tensor.bytes),
+            Some(tensor) if fits(&tensor) => executable.write(operand.buffer, &tensor.bytes)?,
             tensor => {
                 let found = tensor.map(|t| TensorType::new(t.data_type, t.shape).to_string());
                 return Err(EvaluateError::Input {
@@ -70,15 +70,15 @@ pub fn evaluate(
     }
     executable.run(&StepContext::default(), None)?;
     let outputs = executable.plan().outputs.clone();
-    Ok((outputs.into_iter())
+    (outputs.into_iter())
         .map(|operand| {
             let mut bytes = vec![0; operand.ty.bytes()];
-            executable.read(operand.buffer, &mut bytes);
-            Tensor {
+            executable.read(operand.buffer, &mut bytes)?;
+            Ok(Tensor {
                 data_type: operand.ty.data_type,
                 shape: operand.ty.shape,
                 bytes: bytes.into(),
-            }
+            })
         })
-        .collect())
+        .collect()
 }

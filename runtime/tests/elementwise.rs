@@ -50,7 +50,7 @@ fn run(
     for position in 0..program.inputs.len() {
         if let Some(operand) = executable.plan().inputs[position].clone() {
             let bytes = input(position, &operand.ty);
-            executable.write(operand.buffer, &bytes);
+            executable.write(operand.buffer, &bytes).unwrap();
         }
     }
     executable.run(&StepContext::default(), None).unwrap();
@@ -58,7 +58,7 @@ fn run(
     (outputs.into_iter())
         .map(|operand| {
             let mut bytes = vec![0; operand.ty.bytes()];
-            executable.read(operand.buffer, &mut bytes);
+            executable.read(operand.buffer, &mut bytes).unwrap();
             Tensor {
                 data_type: operand.ty.data_type,
                 shape: operand.ty.shape,
@@ -377,7 +377,8 @@ fn speed() {
                     .unwrap();
                 for position in 0..program.inputs.len() {
                     let operand = run.plan().inputs[position].clone().unwrap();
-                    run.write(operand.buffer, &elements(position, &operand.ty));
+                    run.write(operand.buffer, &elements(position, &operand.ty))
+                        .unwrap();
                 }
                 run
             });

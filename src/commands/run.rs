@@ -274,8 +274,8 @@ fn signature(loaded: &Loaded) -> String {
 fn deliver(arguments: &RunArguments, started: &Started<'_>, outcome: &Outcome) -> Result<()> {
     if let Some(path) = &arguments.save {
         let tensors: Vec<_> = (started.session.kept().iter())
-            .map(|kept| (&kept.name[..], started.session.read(&kept.operand)))
-            .collect();
+            .map(|kept| Ok((&kept.name[..], started.session.read(&kept.operand)?)))
+            .collect::<Result<_>>()?;
         let views = tensors.iter().map(|(name, tensor)| (*name, tensor.view()));
         safetensors::write(path, &BTreeMap::new(), views)?;
     }

@@ -25,7 +25,7 @@ fn settings(groups: i64, directions: Directions, gradients: Gradients) -> LayerS
 
 fn floats(executable: &dyn Executable, operand: &Operand) -> Vec<f32> {
     let mut bytes = vec![0; operand.ty.bytes()];
-    executable.read(operand.buffer, &mut bytes);
+    executable.read(operand.buffer, &mut bytes).unwrap();
     let (floats, _) = bytes.as_chunks::<4>();
     floats.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }

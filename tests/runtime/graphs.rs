@@ -161,7 +161,9 @@ impl Graph {
         let graph = &self.model.graph;
         for (position, &value) in graph.inputs().iter().enumerate() {
             if let Some(operand) = executable.plan().inputs[position].clone() {
-                executable.write(operand.buffer, &entries(&graph.value(value).name, &operand));
+                executable
+                    .write(operand.buffer, &entries(&graph.value(value).name, &operand))
+                    .unwrap();
             }
         }
         let name = |input: usize| graph.value(graph.inputs()[input]).name.clone();
@@ -226,7 +228,7 @@ impl Ready<'_> {
         self.executable.run(&StepContext::default(), None).unwrap();
         let read = |operand: &Operand| {
             let mut bytes = vec![0; operand.ty.bytes()];
-            self.executable.read(operand.buffer, &mut bytes);
+            self.executable.read(operand.buffer, &mut bytes).unwrap();
             bytes
         };
         let gradients = self

@@ -111,7 +111,7 @@ pub fn prepare<'c>(cpu: &'c Cpu, arguments: &Arguments, data: &[Dataset]) -> Res
         if found != operand.ty {
             bail!("'{name}': expected {}, got {found}", operand.ty);
         }
-        executable.write(operand.buffer, &tensor.bytes);
+        executable.write(operand.buffer, &tensor.bytes)?;
     }
     let plan = executable.plan();
     let name = |input: usize| &graph.value(graph.inputs()[input]).name;
@@ -134,13 +134,13 @@ pub fn prepare<'c>(cpu: &'c Cpu, arguments: &Arguments, data: &[Dataset]) -> Res
 
 impl Prepared<'_> {
     /// The bytes of an operand.
-    pub fn read(&self, operand: &Operand) -> Tensor {
+    pub fn read(&self, operand: &Operand) -> Result<Tensor> {
         let mut bytes = vec![0; operand.ty.bytes()];
-        self.executable.read(operand.buffer, &mut bytes);
-        Tensor {
+        self.executable.read(operand.buffer, &mut bytes)?;
+        Ok(Tensor {
             data_type: operand.ty.data_type,
             shape: operand.ty.shape.clone(),
             bytes: bytes.into(),
-        }
+        })
     }
 }

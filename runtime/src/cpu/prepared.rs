@@ -3,7 +3,7 @@
 use super::memory::{Cut, Memory};
 use super::{Cpu, execute};
 use crate::backend::{Backend, Executable, Fault, Observer, StepContext};
-use crate::plan::{BufferId, Operand, Plan, Step};
+use crate::plan::{BufferId, Operand, Plan};
 use crate::session::gradient::{factored_sum_of_squares, global_norm, sum_of_squares};
 use crate::session::optimizer::{Optimizer, Step as OptimizerStep};
 use std::time::Instant;
@@ -57,7 +57,7 @@ impl<'c> Prepared<'c> {
             memory,
             touched: [0; 6],
         };
-        prepared.select(0);
+        prepared.select(0)?;
         Ok(prepared)
     }
 
@@ -82,30 +82,33 @@ impl Executable for Prepared<'_> {
         &self.ready[self.selected].plan
     }
 
-    fn select(&mut self, number: usize) {
+    fn select(&mut self, number: usize) -> Result<(), Fault> {
         self.selected = number.min(self.ready.len() - 1);
         for place in 0..self.plan().constants.len() {
             let (operand, tensor) = &self.plan().constants[place];
             let (buffer, bytes) = (operand.buffer, tensor.bytes.clone());
-            self.write(buffer, &bytes);
+            self.write(buffer, &bytes)?;
         }
+        Ok(())
     }
 
-    fn write(&mut self, buffer: BufferId, bytes: &[u8]) {
-        self.fill(buffer, &mut |place| place.copy_from_slice(bytes));
+    fn write(&mut self, buffer: BufferId, bytes: &[u8]) -> Result<(), Fault> {
+        self.fill(buffer, &mut |place| place.copy_from_slice(bytes))
     }
 
-    fn fill(&mut self, buffer: BufferId, write: &mut dyn FnMut(&mut [u8])) {
+    fn fill(&mut self, buffer: BufferId, write: &mut dyn FnMut(&mut [u8])) -> Result<(), Fault> {
         let buffer = self.plan().buffer(buffer);
         let (start, end) = (buffer.offset, buffer.offset + buffer.bytes);
         write(&mut self.memory.bytes_mut()[start..end]);
         self.touch(start, end);
+        Ok(())
     }
 
-    fn read(&self, buffer: BufferId, bytes: &mut [u8]) {
+    fn read(&self, buffer: BufferId, bytes: &mut [u8]) -> Result<(), Fault> {
         let buffer = self.plan().buffer(buffer);
         let start = buffer.offset;
         bytes.copy_from_slice(&self.memory.bytes()[start..start + buffer.bytes]);
+        Ok(())
     }
 
     fn run(
@@ -119,6 +122,11 @@ impl Executable for Prepared<'_> {
         self.cpu.pool.install(|| {
             let mut ended = observer.is_some().then(Instant::now);
             for (number, (step, cut)) in plan.steps.iter().zip(cuts).enumerate() {
+                if let Some(observer) = &mut observer
+                    && observer.wants_inputs()
+                {
+                    observer.starting(number, step, &mut spans(plan, &step.inputs, memory));
+                }
                 let call = cut.call(step, memory);
                 execute(&step.op, call, context).map_err(|message| Fault::Data {
                     node: step.node.clone(),
@@ -129,7 +137,7 @@ impl Executable for Prepared<'_> {
                     touch(touched, &plan.regions, start, end);
                 }
                 if let (Some(observer), Some(began)) = (&mut observer, ended) {
-                    let mut written = written(plan, step, memory);
+                    let mut written = spans(plan, &step.outputs, memory);
                     observer.finished(number, step, (began, Instant::now()), &mut written);
                     ended = Some(Instant::now());
                 }
@@ -138,7 +146,7 @@ impl Executable for Prepared<'_> {
         })
     }
 
-    fn gradient_norm(&self) -> f64 {
+    fn gradient_norm(&mut self) -> Result<f64, Fault> {
         let plan = self.plan();
         let floats = |operand: &Operand| -> &[f32] {
             let buffer = plan.buffer(operand.buffer);
@@ -155,7 +163,7 @@ impl Executable for Prepared<'_> {
                 }
             }
         });
-        self.cpu.pool.install(|| global_norm(squares))
+        Ok(self.cpu.pool.install(|| global_norm(squares)))
     }
 
     fn update(&mut self, optimizer: &Optimizer, step: &OptimizerStep) -> Result<(), Fault> {
@@ -214,14 +222,14 @@ impl Executable for Prepared<'_> {
     }
 }
 
-/// What a step wrote: the number of the output, and its bytes.
-fn written<'m>(
+/// The operands on one side of a step: their numbers, and their bytes.
+fn spans<'m>(
     plan: &'m Plan,
-    step: &'m Step,
+    operands: &'m [Option<Operand>],
     memory: &'m [u8],
 ) -> impl Iterator<Item = (usize, &'m [u8])> {
-    (step.outputs.iter().enumerate()).filter_map(move |(number, output)| {
-        let buffer = plan.buffer(output.as_ref()?.buffer);
+    (operands.iter().enumerate()).filter_map(move |(number, operand)| {
+        let buffer = plan.buffer(operand.as_ref()?.buffer);
         Some((number, &memory[buffer.offset..buffer.offset + buffer.bytes]))
     })
 }

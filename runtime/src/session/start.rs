@@ -305,7 +305,7 @@ pub fn start<'b>(
     let executable = backend.prepare(plans)?;
     let mut session = Session::new(executable, ports, kept.clone(), batches, settings);
     for (kept, value) in kept.iter().zip(&values) {
-        session.write(&kept.operand, &value.bytes);
+        session.write(&kept.operand, &value.bytes)?;
     }
     // Directions that come with the parameters are those of an earlier run.
     let given = |name: &str| {

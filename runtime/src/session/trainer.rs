@@ -48,6 +48,9 @@ pub enum SessionError {
         /// What failed.
         fault: Fault,
     },
+    /// The device failed between two steps.
+    #[error(transparent)]
+    Device(#[from] Fault),
     /// The loss is no number any more.
     #[error(transparent)]
     NonFinite(#[from] NonFinite),
@@ -173,7 +176,7 @@ impl<'b> Session<'b> {
                 .map_err(|fault| SessionError::Fault { step, fault })?;
             let operands = ports.measured.clone();
             for (moments, operand) in moments.iter_mut().zip(&operands) {
-                moments.add(&self.read(operand).to_f32().unwrap_or_default());
+                moments.add(&self.read(operand)?.to_f32().unwrap_or_default());
             }
             self.batches.advance();
         }
@@ -193,7 +196,7 @@ impl<'b> Session<'b> {
             };
             let kept = self.kept.iter().find(|kept| kept.name == direction.name);
             if let Some(kept) = kept {
-                self.executable.write(kept.operand.buffer, &tensor.bytes);
+                self.executable.write(kept.operand.buffer, &tensor.bytes)?;
             }
             filled.push((direction.name, tensor));
         }
@@ -236,19 +239,25 @@ impl<'b> Session<'b> {
     }
 
     /// Writes a kept tensor or a tensor of its state.
-    pub fn write(&mut self, operand: &Operand, bytes: &[u8]) {
-        self.executable.write(operand.buffer, bytes);
+    ///
+    /// # Errors
+    /// [`Fault`] where the device fails.
+    pub fn write(&mut self, operand: &Operand, bytes: &[u8]) -> Result<(), Fault> {
+        self.executable.write(operand.buffer, bytes)
     }
 
     /// Reads one.
-    pub fn read(&self, operand: &Operand) -> Tensor {
+    ///
+    /// # Errors
+    /// [`Fault`] where the device fails.
+    pub fn read(&self, operand: &Operand) -> Result<Tensor, Fault> {
         let mut bytes = vec![0; operand.ty.bytes()];
-        self.executable.read(operand.buffer, &mut bytes);
-        Tensor {
+        self.executable.read(operand.buffer, &mut bytes)?;
+        Ok(Tensor {
             data_type: operand.ty.data_type,
             shape: operand.ty.shape.clone(),
             bytes: bytes.into(),
-        }
+        })
     }
 
     /// Trains one step.
@@ -271,7 +280,7 @@ impl<'b> Session<'b> {
             let ports = &self.ports[self.selected];
             feed(&mut *self.executable, ports, &self.batches)?;
             if let Some(reset) = &ports.reset {
-                self.executable.write(reset.buffer, &[u8::from(part == 0)]);
+                (self.executable).write(reset.buffer, &[u8::from(part == 0)])?;
             }
             let context = StepContext {
                 seed: self.settings.seed,
@@ -283,9 +292,9 @@ impl<'b> Session<'b> {
             };
             let watch = observer.as_mut().map(|o| &mut **o as &mut dyn Observer);
             self.executable.run(&context, watch).map_err(fault)?;
-            let loss = scalar(&*self.executable, &ports.loss);
+            let loss = scalar(&*self.executable, &ports.loss)?;
             if !loss.is_finite() {
-                return Err(self.diagnose(number, loss, &context).into());
+                return Err(self.diagnose(number, loss, &context)?.into());
             }
             sum += loss;
             self.batches.advance();
@@ -295,7 +304,7 @@ impl<'b> Session<'b> {
         if let Some(optimizer) = self.settings.optimizer {
             let mut scale = 1.0 / accumulate as f64;
             if let Some(limit) = self.settings.clip {
-                let gradients = self.executable.gradient_norm() * scale;
+                let gradients = self.executable.gradient_norm()? * scale;
                 norm = Some(gradients);
                 scale *= clip_coefficient(gradients, limit);
             }
@@ -320,11 +329,11 @@ impl<'b> Session<'b> {
     }
 
     /// Selects the plan for the next batch.
-    fn select(&mut self, purpose: Purpose) -> Result<(), WrongLength> {
+    fn select(&mut self, purpose: Purpose) -> Result<(), SessionError> {
         self.select_size(purpose, self.batches.batch().len())
     }
 
-    fn select_size(&mut self, purpose: Purpose, size: usize) -> Result<(), WrongLength> {
+    fn select_size(&mut self, purpose: Purpose, size: usize) -> Result<(), SessionError> {
         let fits = |ports: &Ports| ports.purpose == purpose && ports.size == size;
         if fits(&self.ports[self.selected]) {
             return Ok(());
@@ -333,7 +342,7 @@ impl<'b> Session<'b> {
             expected: self.ports[0].size,
             found: size,
         })?;
-        self.executable.select(number);
+        self.executable.select(number)?;
         self.selected = number;
         let plan = self.executable.plan();
         for (most, region) in self.planned.iter_mut().zip(Region::ALL) {
@@ -343,17 +352,22 @@ impl<'b> Session<'b> {
     }
 
     /// Finds what made the loss no number.
-    fn diagnose(&mut self, step: u64, loss: f64, context: &StepContext) -> NonFinite {
+    fn diagnose(
+        &mut self,
+        step: u64,
+        loss: f64,
+        context: &StepContext,
+    ) -> Result<NonFinite, Fault> {
         for kept in &self.kept {
-            let tensor = self.read(&kept.operand);
+            let tensor = self.read(&kept.operand)?;
             if let Some(found) = super::nonfinite::found(tensor.view()) {
-                return NonFinite::parameter(step, loss, &kept.name, found);
+                return Ok(NonFinite::parameter(step, loss, &kept.name, found));
             }
         }
         let mut search = Search::default();
         // The same batch, seed and parameters: the same numbers.
         let again = self.executable.run(context, Some(&mut search));
-        search.outcome(step, loss, again.is_ok())
+        Ok(search.outcome(step, loss, again.is_ok()))
     }
 
     /// Evaluates all samples of a data set, the last of which may make a smaller batch.
@@ -380,12 +394,12 @@ impl<'b> Session<'b> {
             let step = self.step;
             (self.executable.run(&context, None))
                 .map_err(|fault| SessionError::Fault { step, fault })?;
-            let loss = scalar(&*self.executable, &ports.loss);
+            let loss = scalar(&*self.executable, &ports.loss)?;
             score.loss(loss, size);
             let labels = labels.and_then(|number| ports.batch.get(number)?.as_ref());
             if let (Some(logits), Some(labels)) = (&ports.logits, labels) {
                 let (logits, labels) = (logits.clone(), labels.clone());
-                score.predictions(&self.read(&logits), &self.read(&labels));
+                score.predictions(&self.read(&logits)?, &self.read(&labels)?);
             }
             data.advance();
         }
@@ -414,13 +428,15 @@ impl<'b> Session<'b> {
             batches: Some(self.batches.position().clone()),
         };
         let names = self.settings.optimizer.map_or(&[][..], |o| o.state());
-        let parameters: Vec<Tensor> = self.kept.iter().map(|k| self.read(&k.operand)).collect();
+        let parameters: Vec<Tensor> = (self.kept.iter())
+            .map(|kept| self.read(&kept.operand))
+            .collect::<Result<_, Fault>>()?;
         let states: Vec<(&str, &str, Tensor)> = (self.kept.iter())
             .flat_map(|kept| {
                 let state = kept.state.iter().zip(names);
-                state.map(|(operand, name)| (&kept.name[..], *name, self.read(operand)))
+                state.map(|(operand, name)| Ok((&kept.name[..], *name, self.read(operand)?)))
             })
-            .collect();
+            .collect::<Result<_, Fault>>()?;
         let named = self.kept.iter().zip(&parameters);
         checkpoint::write(
             path,
@@ -456,11 +472,11 @@ impl<'b> Session<'b> {
         }
         for kept in &self.kept {
             if let Some(tensor) = checkpoint.parameters.get(&kept.name) {
-                self.executable.write(kept.operand.buffer, &tensor.bytes);
+                (self.executable).write(kept.operand.buffer, &tensor.bytes)?;
             }
             let states = checkpoint.state.get(&kept.name).map_or(&[][..], |s| s);
             for (operand, tensor) in kept.state.iter().zip(states) {
-                self.executable.write(operand.buffer, &tensor.bytes);
+                self.executable.write(operand.buffer, &tensor.bytes)?;
             }
         }
         self.step = checkpoint.progress.step;
@@ -473,7 +489,7 @@ fn feed(
     executable: &mut dyn Executable,
     ports: &Ports,
     batches: &Batches,
-) -> Result<(), WrongLength> {
+) -> Result<(), SessionError> {
     let mut outcome = Ok(());
     for (number, operand) in ports.batch.iter().enumerate() {
         if let Some(operand) = operand {
@@ -481,27 +497,27 @@ fn feed(
                 if let Err(error) = batches.copy(number, bytes) {
                     outcome = Err(error);
                 }
-            });
+            })?;
         }
     }
-    outcome
+    Ok(outcome?)
 }
 
 /// A floating-point scalar, read back; what is no such thing is not a number.
-fn scalar(executable: &dyn Executable, operand: &Operand) -> f64 {
+fn scalar(executable: &dyn Executable, operand: &Operand) -> Result<f64, Fault> {
     let mut bytes = [0; 8];
     let length = operand.ty.bytes();
     let Some(place) = bytes.get_mut(..length) else {
-        return f64::NAN;
+        return Ok(f64::NAN);
     };
-    executable.read(operand.buffer, place);
+    executable.read(operand.buffer, place)?;
     let shape = &operand.ty.shape;
     let view = TensorView {
         data_type: operand.ty.data_type,
         shape,
         bytes: place,
     };
-    first(view).unwrap_or(f64::NAN)
+    Ok(first(view).unwrap_or(f64::NAN))
 }
 
 /// The first element of a floating-point tensor.

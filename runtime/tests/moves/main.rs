@@ -50,7 +50,7 @@ fn steps(body: &str, threads: usize, contexts: &[StepContext], input: &Tensor) -
     let plan = build(&mut program, &cpu).unwrap();
     let mut executable = cpu.prepare(vec![plan]).unwrap();
     let place = executable.plan().inputs[0].clone().unwrap();
-    executable.write(place.buffer, &input.bytes);
+    executable.write(place.buffer, &input.bytes).unwrap();
     for context in contexts {
         executable.run(context, None).unwrap();
     }
@@ -58,7 +58,7 @@ fn steps(body: &str, threads: usize, contexts: &[StepContext], input: &Tensor) -
     (outputs.into_iter())
         .map(|operand| {
             let mut bytes = vec![0; operand.ty.bytes()];
-            executable.read(operand.buffer, &mut bytes);
+            executable.read(operand.buffer, &mut bytes).unwrap();
             bytes
         })
         .collect()
