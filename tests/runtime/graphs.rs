@@ -13,7 +13,6 @@ use velora_passes::manager::Checks;
 use velora_passes::pipeline::{Options, optimise};
 use velora_passes::select::{Grouping, LayerSettings, Preset, Selection};
 use velora_runtime::backend::{Backend, Executable, StepContext};
-use velora_runtime::cpu::Cpu;
 use velora_runtime::plan::{Operand, Plan};
 use velora_runtime::random;
 use velora_runtime::session::bind::Bound;
@@ -140,7 +139,7 @@ impl Graph {
     }
 
     /// The plan of a training step, and where it leaves the loss.
-    pub fn plan(&self, cpu: &Cpu, batch: i64, state: usize) -> (Plan, Operand) {
+    pub fn plan(&self, cpu: &dyn Backend, batch: i64, state: usize) -> (Plan, Operand) {
         let common = Common {
             model: &self.model,
             partition: &self.partition,
@@ -155,7 +154,7 @@ impl Graph {
     }
 
     /// Prepares a training step, with values for all inputs.
-    pub fn prepare<'c>(&self, cpu: &'c Cpu, batch: i64, state: usize) -> Ready<'c> {
+    pub fn prepare<'c>(&self, cpu: &'c dyn Backend, batch: i64, state: usize) -> Ready<'c> {
         let (plan, loss) = self.plan(cpu, batch, state);
         let mut executable = cpu.prepare(vec![plan]).unwrap();
         let graph = &self.model.graph;

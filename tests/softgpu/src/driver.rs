@@ -324,6 +324,9 @@ pub unsafe extern "C" fn cuMemsetD32Async(p: u64, v: u32, n: usize, _s: usize) -
 }
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleLoadData(m: *mut usize, img: *const c_char) -> Rc {
+    if std::slice::from_raw_parts(img as *const u8, 4) == b"\x7fELF" {
+        return 209;
+    }
     let s = CStr::from_ptr(img).to_string_lossy();
     with("cuModuleLoadData", |g| match ptx::parse(&s) {
         Ok(k) => {
@@ -378,8 +381,25 @@ pub unsafe extern "C" fn cuLaunchKernel(
         }
         let k = &g.kernels[f - 1];
         let mut p = vec![0u8; k.param_bytes];
-        for (i, (o, n)) in k.params.iter().enumerate() {
-            std::ptr::copy_nonoverlapping(*args.add(i) as *const u8, p.as_mut_ptr().add(*o), *n);
+        if args.is_null() && !_e.is_null() {
+            let e = _e as *const usize;
+            let n = *(*e.add(3) as *const usize);
+            if *e != 1 || *e.add(2) != 2 || n != k.param_bytes {
+                eprintln!(
+                    "softgpu: {}: {n} bytes of arguments, expected {}",
+                    k.name, k.param_bytes
+                );
+                return INVALID;
+            }
+            std::ptr::copy_nonoverlapping(*e.add(1) as *const u8, p.as_mut_ptr(), n);
+        } else {
+            for (i, (o, n)) in k.params.iter().enumerate() {
+                std::ptr::copy_nonoverlapping(
+                    *args.add(i) as *const u8,
+                    p.as_mut_ptr().add(*o),
+                    *n,
+                );
+            }
         }
         g.submit(Node::Launch {
             k: f - 1,
@@ -674,4 +694,16 @@ impl G {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn softgpu_gemm(q: *const Gemm) -> Rc {
     with("softgpu_gemm", |g| g.submit(Node::Gemm(*q)))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemHostAlloc(p: *mut *mut c_void, n: usize, _f: c_uint) -> Rc {
+    let mut v: Vec<u64> = vec![0; n / 8 + 1];
+    *p = v.as_mut_ptr() as *mut c_void;
+    std::mem::forget(v);
+    OK
+}
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemFreeHost(_p: *mut c_void) -> Rc {
+    OK
 }

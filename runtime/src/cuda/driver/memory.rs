@@ -55,12 +55,7 @@ impl DeviceMemory {
         // SAFETY: both spans lie in their blocks; the owner of the staging memory waits before it reuses or
         // frees it.
         let copied = unsafe {
-            sys::cuMemcpyHtoDAsync_v2(
-                self.address + at as u64,
-                source.cast(),
-                bytes,
-                stream.raw(),
-            )
+            sys::cuMemcpyHtoDAsync_v2(self.address + at as u64, source.cast(), bytes, stream.raw())
         };
         check("cuMemcpyHtoDAsync", copied.result())
     }
@@ -80,12 +75,7 @@ impl DeviceMemory {
         let target = to.within(bytes)?;
         // SAFETY: as in `write`.
         let copied = unsafe {
-            sys::cuMemcpyDtoHAsync_v2(
-                target.cast(),
-                self.address + at as u64,
-                bytes,
-                stream.raw(),
-            )
+            sys::cuMemcpyDtoHAsync_v2(target.cast(), self.address + at as u64, bytes, stream.raw())
         };
         check("cuMemcpyDtoHAsync", copied.result())
     }
@@ -158,7 +148,10 @@ impl PinnedMemory {
             true => Ok(self.start),
             false => Err(DeviceError {
                 call: "a copy",
-                code: format!("{bytes} bytes, more than the staging block of {}", self.bytes),
+                code: format!(
+                    "{bytes} bytes, more than the staging block of {}",
+                    self.bytes
+                ),
             }),
         }
     }

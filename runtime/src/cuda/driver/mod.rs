@@ -153,7 +153,7 @@ impl Context {
     }
 
     /// Keeps the error of a drop for the next call; the first one counts.
-    fn defer(&self, dropped: Result<(), DeviceError>) {
+    pub fn defer(&self, dropped: Result<(), DeviceError>) {
         if let Err(error) = dropped {
             let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
             deferred.get_or_insert(error);
@@ -173,7 +173,9 @@ impl Drop for Context {
         // SAFETY: retained once, in `open`; what used it held a reference to `self`.
         let released = unsafe { result::primary_ctx::release(self.device) };
         let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
-        let error = deferred.take().or(check("cuDevicePrimaryCtxRelease", released).err());
+        let error = deferred
+            .take()
+            .or(check("cuDevicePrimaryCtxRelease", released).err());
         // Nobody is left to be told otherwise.
         if let Some(error) = error {
             eprintln!("velora-opt: when the device was closed, {error}");

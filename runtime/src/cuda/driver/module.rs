@@ -44,7 +44,9 @@ impl Module {
                 context: context.clone(),
                 raw,
             })),
-            Err(error) if [CUDA_ERROR_INVALID_IMAGE, CUDA_ERROR_NO_BINARY_FOR_GPU].contains(&error.0) => {
+            Err(error)
+                if [CUDA_ERROR_INVALID_IMAGE, CUDA_ERROR_NO_BINARY_FOR_GPU].contains(&error.0) =>
+            {
                 Err(LoadError::Foreign)
             }
             Err(error) => Err(LoadError::Device(DeviceError {

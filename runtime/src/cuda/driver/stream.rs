@@ -56,6 +56,28 @@ impl Stream {
         })
     }
 
+    /// Enqueues a copy within the device's memory.
+    ///
+    /// # Errors
+    /// [`DeviceError`] where the driver refuses.
+    pub fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: a span that is not the device's own is refused by the driver, or fails on the device.
+        check("cuMemcpyDtoDAsync", unsafe {
+            result::memcpy_dtod_async(to, from, bytes, self.raw)
+        })
+    }
+
+    /// Enqueues that all bytes of a span of the device's memory have a value.
+    ///
+    /// # Errors
+    /// [`DeviceError`] where the driver refuses.
+    pub fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: as for copies.
+        check("cuMemsetD8Async", unsafe {
+            result::memset_d8_async(to, byte, bytes, self.raw)
+        })
+    }
+
     /// Captures what `work` enqueues, instead of executing it.
     ///
     /// # Errors

@@ -1,0 +1,133 @@
+//! Kernels from their source: compiled for the device that is there, once, and kept on disk.
+
+mod cache;
+mod nvrtc;
+
+pub use cache::Cache;
+
+use super::driver::{Context, DeviceError, Function, LoadError, Module};
+use nvrtc::{Library, Target};
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What all sources may include: `common.cuh`.
+const COMMON: &str = include_str!("../common.cuh");
+
+/// A source file of kernels.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Unit {
+    /// The file's name, for messages.
+    pub name: &'static str,
+    /// Its text, which includes `common.cuh` where it needs it.
+    pub text: Cow<'static, str>,
+}
+
+/// Options of every compilation. Products and sums are not contracted: a value must not depend on what
+/// else is computed beside it; kernels say `fmaf` where they mean it.
+const OPTIONS: [&str; 3] = ["--std=c++17", "--fmad=false", "--generate-line-info"];
+
+/// Compiles units for one device and hands them to it.
+#[derive(Debug)]
+pub struct Compiler {
+    context: Arc<Context>,
+    library: Library,
+    cache: Cache,
+    loaded: Mutex<HashMap<Unit, Arc<Module>>>,
+    /// The driver has refused machine code: only PTX is tried from then on.
+    refuses_machine_code: AtomicBool,
+}
+
+impl Compiler {
+    /// A compiler for a device.
+    ///
+    /// # Errors
+    /// [`DeviceError`] where the NVRTC library is missing or does not answer.
+    pub fn new(context: &Arc<Context>, cache: Cache) -> Result<Self, DeviceError> {
+        Ok(Compiler {
+            context: context.clone(),
+            library: Library::open()?,
+            cache,
+            loaded: Mutex::default(),
+            refuses_machine_code: AtomicBool::new(false),
+        })
+    }
+
+    /// A kernel of a unit, which is compiled and loaded where it has not been yet.
+    ///
+    /// # Errors
+    /// [`DeviceError`] where it does not compile, the device refuses it, or there is no such kernel.
+    pub fn function(&self, unit: &Unit, kernel: &str) -> Result<Function, DeviceError> {
+        self.module(unit)?.function(kernel)
+    }
+
+    fn module(&self, unit: &Unit) -> Result<Arc<Module>, DeviceError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = loaded.get(unit) {
+            return Ok(module.clone());
+        }
+        let module = self.load(unit)?;
+        loaded.insert(unit.clone(), module.clone());
+        Ok(module)
+    }
+
+    fn load(&self, unit: &Unit) -> Result<Arc<Module>, DeviceError> {
+        let architecture = self.context.facts().architecture;
+        for target in self.library.targets(architecture) {
+            let is_machine_code = matches!(target, Target::MachineCode(_));
+            if is_machine_code && self.refuses_machine_code.load(Ordering::Relaxed) {
+                continue;
+            }
+            let image = self.image(unit, target)?;
+            match Module::load(&self.context, &image) {
+                Ok(module) => return Ok(module),
+                Err(LoadError::Foreign) if is_machine_code => {
+                    self.refuses_machine_code.store(true, Ordering::Relaxed);
+                }
+                Err(LoadError::Foreign) => break,
+                Err(LoadError::Device(error)) => return Err(error),
+            }
+        }
+        Err(DeviceError {
+            call: "cuModuleLoadData",
+            code: format!(
+                "no code that this NVRTC makes of {} is for compute capability {}.{}",
+                unit.name,
+                architecture / 10,
+                architecture % 10
+            ),
+        })
+    }
+
+    /// Compiled code, from the cache or from now on in it.
+    fn image(&self, unit: &Unit, target: Target) -> Result<Vec<u8>, DeviceError> {
+        let key = key(unit, target, self.library.version);
+        if let Some(image) = self.cache.get(&key) {
+            return Ok(image);
+        }
+        let image = self.library.compile(unit, target, &OPTIONS, COMMON)?;
+        self.cache.put(&key, &image);
+        Ok(image)
+    }
+}
+
+/// The name of compiled code: a hash of all that it depends on.
+fn key(unit: &Unit, target: Target, version: (i32, i32)) -> String {
+    let mut hash = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        // With its length, so that no two lists of parts are one.
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    part(COMMON.as_bytes());
+    part(unit.name.as_bytes());
+    part(unit.text.as_bytes());
+    OPTIONS.iter().for_each(|option| part(option.as_bytes()));
+    part(target.option().as_bytes());
+    part(&version.0.to_le_bytes());
+    part(&version.1.to_le_bytes());
+    let digest = hash.finalize();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}

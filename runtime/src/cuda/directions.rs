@@ -1,0 +1,22 @@
+//! Projections on several directions, moving directions, and how projections are stored.
+
+use super::encode::{Call, Sink, Unsupported};
+use crate::ops::directions::Directions;
+use crate::tensor::TensorType;
+
+/// Bytes of scratch.
+pub fn workspace(
+    _op: &Directions,
+    _inputs: &[Option<&TensorType>],
+    _outputs: &[Option<&TensorType>],
+) -> usize {
+    0
+}
+
+/// Puts an operation into a sink.
+///
+/// # Errors
+/// [`Unsupported`] where there is no kernel.
+pub fn encode(_op: &Directions, _call: &Call<'_>, _sink: &mut Sink<'_>) -> Result<(), Unsupported> {
+    Err(Unsupported("there is no kernel yet".to_owned()))
+}

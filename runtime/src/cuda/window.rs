@@ -1,0 +1,24 @@
+//! Convolutions and pooling, with their gradients.
+
+use super::encode::{Call, Sink, Unsupported};
+use super::lt::Lt;
+use crate::ops::window::Window;
+use crate::tensor::TensorType;
+
+/// Bytes of scratch.
+pub fn workspace(
+    _op: &Window,
+    _lt: &Lt,
+    _inputs: &[Option<&TensorType>],
+    _outputs: &[Option<&TensorType>],
+) -> usize {
+    0
+}
+
+/// Puts an operation into a sink.
+///
+/// # Errors
+/// [`Unsupported`] where there is no kernel.
+pub fn encode(_op: &Window, _call: &Call<'_>, _sink: &mut Sink<'_>) -> Result<(), Unsupported> {
+    Err(Unsupported("there is no kernel yet".to_owned()))
+}
