@@ -70,7 +70,7 @@ def prepare(settings):
 
 
 class PyTorch:
-    """Eager, the model that both graphs were exported from."""
+    """Eager, the model that both graphs were exported from; on a GPU in full 32-bit precision."""
 
     def __init__(self, settings):
         import torch
@@ -81,6 +81,8 @@ class PyTorch:
         torch.set_num_threads(settings["threads"])
         torch.set_num_interop_threads(1)
         self.version = f"PyTorch {torch.__version__.split('+')[0]} eager"
+        self.device = settings.get("device", "cpu")
+        self.wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
         self.loss_of = zoo.loss_of
         self.model = zoo.CASES[settings["case"]].model().train()
         given = read_safetensors(settings["aot"]["params"])
@@ -89,14 +91,17 @@ class PyTorch:
                 parameter.copy_(torch.from_numpy(given[name].copy()))
         data = np.load(settings["aot"]["data"])
         self.x, self.y = torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
+        self.model = self.model.to(self.device)
+        self.x, self.y = self.x.to(self.device), self.y.to(self.device)
 
     def step(self):
         self.model.zero_grad(set_to_none=True)
         self.loss = self.loss_of(self.model(self.x), self.y)
         self.loss.backward()
+        self.wait()
 
     def found(self):
-        return float(self.loss.detach()), {n: p.grad.numpy() for n, p in self.model.named_parameters()}
+        return float(self.loss.detach()), {n: p.grad.cpu().numpy() for n, p in self.model.named_parameters()}
 
 
 class Onnx:

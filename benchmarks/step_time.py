@@ -10,6 +10,11 @@ The network is `llama_768x4` of models/: hidden 768, 4 layers, and 16 x 128 toke
   * stock ONNX Runtime 1.32.0 on models/aot, standard operators,
   * PyTorch eager.
 
+With --device cuda they are our CUDA backend on the same four graphs, and PyTorch on the same GPU where the
+Python has it (by default the one that runs this script, which needs numpy and onnx):
+
+    python benchmarks/step_time.py --device cuda
+
 A step is forward and backward; no optimiser. Every engine has the same parameters and batch in memory
 of its own beforehand. In each round every engine takes its steps, one engine after the other, in turn
 forwards and backwards, so that what else happens on the machine falls on all alike; the figures are
@@ -38,7 +43,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 CASE = "llama_768x4"
 STEP_TIME = ROOT / "target/release/examples/step_time"
 OURS = (f"{STEP_TIME} {{model}} {{dims}} --threads {{threads}} --steps {{steps}} "
-        "--params {params} --data {data}")
+        "--device {device} --params {params} --data {data}")
 # Engines round differently: right ones agree on the loss and on the norms of gradients to some 1e-6
 # (measured, relative); one that leaves out a layer or a mask is off by 1e-2 and more.
 AGREE = 1e-4
@@ -125,7 +130,7 @@ def ours(opt, settings, scratch):
         if done.returncode:
             raise Failed(f"{opt.velora}: {done.stderr}")
         for model, name in ((graph["model"], "velora-opt"), (rewritten, "velora-opt, rewritten")):
-            values = {"model": model, "dims": " ".join(arguments), "threads": opt.threads,
+            values = {"model": model, "dims": " ".join(arguments), "threads": opt.threads, "device": opt.device,
                       "params": graph["params"], "data": graph["data"]}
             found.append((name, f"models/{dialect}", values))
     return found
@@ -194,6 +199,7 @@ def ratios(engines, rounds):
 
 def main():
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     cli.add_argument("--python", help="Python with PyTorch and stock ONNX Runtime")
     cli.add_argument("--training-python", help="Python with onnxruntime-training")
     cli.add_argument("--ours", default=OURS if STEP_TIME.exists() else None, metavar="TEMPLATE",
@@ -209,13 +215,16 @@ def main():
     cli.add_argument("--warmup", type=int, default=1, help="steps of ours before those, in each round")
     cli.add_argument("--json", type=pathlib.Path, help="also write every figure to this file")
     opt = cli.parse_args()
+    if not opt.python and opt.device == "cuda":
+        opt.python = sys.executable
     if not opt.python:
         cli.error("--python is needed: it prepares the parameters and the batch")
 
     engines = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
-        settings = {"case": CASE, "batch": opt.batch, "seq": opt.seq, "threads": opt.threads}
+        settings = {"case": CASE, "batch": opt.batch, "seq": opt.seq, "threads": opt.threads,
+                    "device": opt.device}
         for dialect in ("aot", "ort"):
             settings[dialect] = {"model": str(ROOT / f"models/{dialect}/{CASE}.onnx"),
                                  "params": str(scratch / f"{dialect}.safetensors"),
@@ -224,11 +233,17 @@ def main():
         pathlib.Path(settings_path).write_text(json.dumps(settings))
         try:
             subprocess.run([opt.python, str(ROOT / "benchmarks/engines.py"), "prepare", settings_path], check=True)
-            engines.append(Worker("pytorch", "", opt.python, settings_path))
-            engines.append(Worker("ort", "models/aot", opt.python, settings_path))
-            if opt.training_python:
-                engines.append(Worker("ort-training", "models/ort", opt.training_python, settings_path))
+            has_torch = subprocess.run([opt.python, "-c", "import torch"], capture_output=True, check=False)
+            if has_torch.returncode == 0:
+                engines.append(Worker("pytorch", "", opt.python, settings_path))
             else:
+                print(f"left out: PyTorch ({opt.python} has none)", file=sys.stderr)
+            # On a GPU ONNX Runtime is another package, and has no training operators.
+            if opt.device == "cpu":
+                engines.append(Worker("ort", "models/aot", opt.python, settings_path))
+            if opt.device == "cpu" and opt.training_python:
+                engines.append(Worker("ort-training", "models/ort", opt.training_python, settings_path))
+            elif opt.device == "cpu":
                 print("left out: ONNX Runtime training (--training-python)", file=sys.stderr)
             if opt.ours:
                 engines += [Command(name, graph, opt.ours, values, opt.warmup)
@@ -244,9 +259,10 @@ def main():
             for engine in engines:
                 engine.close()
 
-    print(f"{CASE}, {opt.batch} x {opt.seq} tokens, {opt.threads} threads, {opt.rounds} rounds of {opt.steps}; "
-          f"{os.cpu_count()} cores, of which others used {statistics.median(others):.2f} "
-          f"(median; most: {max(others):.2f})\n")
+    where = f"{opt.threads} threads" if opt.device == "cpu" else engines[-1].first.get("device", opt.device)
+    used = f"{statistics.median(others):.2f} (median; most: {max(others):.2f})" if others else "an unknown part"
+    print(f"{CASE}, {opt.batch} x {opt.seq} tokens, {where}, {opt.rounds} rounds of {opt.steps}; "
+          f"{os.cpu_count()} cores, of which others used {used}\n")
     print(times(engines, rounds), ratios(engines, rounds), sep="\n\n")
     print("\nloss: " + ", ".join(f"{e.name} {e.first['loss']:.6f}" for e in engines if "loss" in e.first))
     for line in wrong:

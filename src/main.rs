@@ -4,6 +4,7 @@ mod adapter_file;
 mod allocations;
 mod cli;
 mod commands;
+mod device;
 mod dims;
 mod io;
 mod measure;

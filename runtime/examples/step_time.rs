@@ -1,5 +1,5 @@
 //! `step_time MODEL --params F.npz --data F.npz [--dim NAME=N]... [--threads N] [--steps N]
-//! [--profile F.json]`: executes a training graph (forward and backward, no optimiser) and prints a line
+//! [--device cpu|cuda] [--profile F.json]`: executes a training graph (forward and backward, no optimiser) and prints a line
 //! of JSON per step: its seconds and loss, and of the first one the norms of the gradients. The
 //! benchmarks run it.
 
@@ -13,19 +13,18 @@ use std::io::BufWriter;
 use std::path::Path;
 use std::time::Instant;
 use velora_runtime::backend::{Observer, StepContext};
-use velora_runtime::cpu::Cpu;
 use velora_runtime::data;
 use velora_runtime::session::profile::Profile;
 
 fn main() -> Result<()> {
     let arguments = common::Arguments::read()?;
-    let cpu = Cpu::new(arguments.number("--threads", 2)?).context("no threads")?;
+    let device = common::device(&arguments)?;
     let files = ["--params", "--data"]
         .into_iter()
         .filter_map(|o| arguments.options.get(o));
     let data = files.map(|file| data::read(Path::new(file)));
     let data = data.collect::<Result<Vec<_>, _>>()?;
-    let mut prepared = common::prepare(&cpu, &arguments, &data)?;
+    let mut prepared = common::prepare(&*device, &arguments, &data)?;
     let mut profile = Profile::default();
     for step in 0..arguments.number("--steps", 10)? {
         let watch = arguments.options.contains_key("--profile") && step > 0;
@@ -52,6 +51,7 @@ fn main() -> Result<()> {
                 norms.insert(name, squares.sum::<f64>().sqrt());
             }
             line["gradient_norms"] = json!(norms);
+            line["device"] = json!(device.name());
         }
         println!("{line}");
     }

@@ -86,10 +86,13 @@ pub struct RunArguments {
     /// Go on from a checkpoint, bit for bit
     #[arg(long, value_name = "F", help_heading = "Checkpoints")]
     pub resume: Option<PathBuf>,
-    /// Where to run; auto is the CPU until the CUDA backend is there
+    /// Where to run
     #[arg(long, value_name = "KIND", value_enum, default_value_t = Device::Auto,
           help_heading = "Device")]
     pub device: Device,
+    /// On a GPU, round the operands of 32-bit matrix products to TF32 (10 bits), which is faster
+    #[arg(long, help_heading = "Device")]
+    pub tf32: bool,
     /// Threads of the CPU; 0 is one per core
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Device",
           value_parser = threads)]

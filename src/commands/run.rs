@@ -2,7 +2,8 @@
 
 use super::{Loaded, warn_of_doubtful};
 use crate::adapter_file;
-use crate::cli::{Device, OptimizerKind, RunArguments, ScheduleKind, is_stream};
+use crate::device;
+use crate::cli::{OptimizerKind, RunArguments, ScheduleKind, is_stream};
 use crate::io::{print, write_text};
 use crate::report::run::{Outcome, RegionBytes, Scored, table};
 use anyhow::{Context, Result, bail};
@@ -14,8 +15,7 @@ use std::time::{Duration, Instant};
 use velora_graph::analysis::partition::Partition;
 use velora_graph::analysis::roles::roles;
 use velora_graph::onnx::write::{check_replaceable, replace};
-use velora_runtime::backend::{Backend, Observer};
-use velora_runtime::cpu::Cpu;
+use velora_runtime::backend::Observer;
 use velora_runtime::data::batches::{Batches, Last};
 use velora_runtime::data::{self, safetensors};
 use velora_runtime::plan::show;
@@ -34,9 +34,6 @@ use velora_runtime::session::trainer::{Report, Settings};
 /// Where files cannot be read or do not fit the graph, where the graph cannot be executed, where the loss
 /// is no number, or where a result cannot be written.
 pub fn run(arguments: &RunArguments) -> Result<()> {
-    if arguments.device == Device::Cuda {
-        bail!("--device cuda: this version has no CUDA backend; use --device cpu, or leave it out");
-    }
     check_outputs(arguments)?;
     let mut loaded = Loaded::read(&arguments.source)?;
     loaded.inline()?;
@@ -70,7 +67,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         .transpose()?;
     let optimizer = optimizer(arguments);
     optimizer.check()?;
-    let cpu = Cpu::new(arguments.threads).context("cannot start threads")?;
+    let device = device::open(arguments)?;
     let settings = Settings {
         optimizer: Some(optimizer),
         schedule: Schedule::constant(arguments.lr),
@@ -97,7 +94,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         unfilled: &unfilled,
     };
     let mut started =
-        start(&loaded.model, &roles, &partition, options, &cpu).with_context(|| name.clone())?;
+        start(&loaded.model, &roles, &partition, options, &*device).with_context(|| name.clone())?;
     let per_epoch = started.session.batches().per_epoch() as u64;
     let steps = arguments
         .steps
@@ -131,12 +128,12 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
     // The pool's own thread runs the loop: a step is then handed over to nobody.
     let mut outcome = None;
     let work = &mut started;
-    cpu.enter(&mut || outcome = Some(train_loop(arguments, work, steps)));
+    device.enter(&mut || outcome = Some(train_loop(arguments, work, steps)));
     let Some(trained) = outcome else {
         bail!("the device ran nothing");
     };
     let mut trained = trained?;
-    trained.device = cpu.name();
+    trained.device = device.name();
     trained.model = name.clone();
     if let Some(path) = &arguments.save_adapter {
         adapter_file::write(path, &loaded.model, &roles, &started.session)?;

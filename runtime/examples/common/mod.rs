@@ -61,7 +61,7 @@ impl Arguments {
     }
 }
 
-/// A graph on the CPU.
+/// A graph on a device.
 pub struct Prepared<'c> {
     /// What executes it.
     pub executable: Box<dyn Executable + 'c>,
@@ -71,8 +71,28 @@ pub struct Prepared<'c> {
     pub results: Vec<(String, Operand)>,
 }
 
+/// The device that `--device` names, by default the CPU with `--threads`.
+pub fn device(arguments: &Arguments) -> Result<Box<dyn Backend>> {
+    match arguments.options.get("--device").map_or("cpu", |d| d) {
+        "cpu" => {
+            let threads = arguments.number("--threads", 2)?;
+            Ok(Box::new(Cpu::new(threads).context("no threads")?))
+        }
+        #[cfg(feature = "cuda")]
+        "cuda" => {
+            use velora_runtime::cuda::{Cuda, Options};
+            Ok(Box::new(Cuda::open(Options::default())?))
+        }
+        other => bail!("--device {other}: there is none of that kind"),
+    }
+}
+
 /// Plans a graph and puts the values in place; what no file gives has to have a default.
-pub fn prepare<'c>(cpu: &'c Cpu, arguments: &Arguments, data: &[Dataset]) -> Result<Prepared<'c>> {
+pub fn prepare<'c>(
+    backend: &'c dyn Backend,
+    arguments: &Arguments,
+    data: &[Dataset],
+) -> Result<Prepared<'c>> {
     let path = Path::new(&arguments.model);
     let model = Model::from_proto(inline(read(path, UnknownFields::Allow)?)?)?;
     let graph = &model.graph;
@@ -87,7 +107,7 @@ pub fn prepare<'c>(cpu: &'c Cpu, arguments: &Arguments, data: &[Dataset]) -> Res
     };
     let batch: BTreeSet<usize> = signature.others.iter().copied().collect();
     let mut wired = wire(&model, &signature, &request, &batch, Gradients::Fresh, 0)?;
-    let plan = build(&mut wired.program, cpu)?;
+    let plan = build(&mut wired.program, backend)?;
     let footprint = plan.footprint;
     eprintln!(
         "arena {} bytes, {:.4} of the bound; {:.4} of that in the file's order ({})",
@@ -96,7 +116,7 @@ pub fn prepare<'c>(cpu: &'c Cpu, arguments: &Arguments, data: &[Dataset]) -> Res
         footprint.lower_bound as f64 / footprint.file_order as f64,
         footprint.method,
     );
-    let mut executable = cpu.prepare(vec![plan])?;
+    let mut executable = backend.prepare(vec![plan])?;
     for (position, &value) in graph.inputs().iter().enumerate() {
         let Some(operand) = executable.plan().inputs[position].clone() else {
             continue;
