@@ -31,12 +31,18 @@ use crate::backend::{Backend, Executable, Fault};
 use crate::ops::Op;
 use crate::plan::Plan;
 use crate::tensor::TensorType;
-use compile::{Cache, Compiler};
+use compile::{Cache, Compiler, Unit};
 use driver::{Context, DeviceError};
 use encode::{Call, Sink, Unsupported};
 use lt::Lt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use thiserror::Error;
+
+/// All sources of kernels but those that are generated.
+pub fn units() -> Vec<Unit> {
+    vec![matmul::UNIT, optimizer::UNIT]
+}
 
 /// How a device is used.
 #[derive(Clone, Debug)]
@@ -49,6 +55,8 @@ pub struct Options {
     pub product_workspace: usize,
     /// Where compiled kernels are kept.
     pub cache: Cache,
+    /// A folder whose files take the place of the kernels' sources of the same names, for trying others.
+    pub sources: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -58,6 +66,7 @@ impl Default for Options {
             tf32: false,
             product_workspace: 32 << 20,
             cache: Cache::of_user(),
+            sources: None,
         }
     }
 }
@@ -104,7 +113,7 @@ impl Cuda {
         }
         let context = Context::open(options.device)?;
         Ok(Cuda {
-            compiler: Compiler::new(&context, options.cache)?,
+            compiler: Compiler::new(&context, options.cache, options.sources)?,
             lt: Lt::open(options.tf32, options.product_workspace)?,
             context,
         })

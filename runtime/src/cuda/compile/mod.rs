@@ -10,18 +10,29 @@ use nvrtc::{Library, Target};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What all sources may include: `common.cuh`.
-const COMMON: &str = include_str!("../common.cuh");
+/// What sources may include, by name.
+const HEADERS: [Unit; 2] = [
+    Unit {
+        name: "common.cuh",
+        text: Cow::Borrowed(include_str!("../common.cuh")),
+    },
+    Unit {
+        name: "elementwise.cuh",
+        text: Cow::Borrowed(include_str!("../elementwise/elementwise.cuh")),
+    },
+];
 
-/// A source file of kernels.
+/// A source file of kernels, or a header.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Unit {
     /// The file's name, for messages.
     pub name: &'static str,
-    /// Its text, which includes `common.cuh` where it needs it.
+    /// Its text.
     pub text: Cow<'static, str>,
 }
 
@@ -35,19 +46,30 @@ pub struct Compiler {
     context: Arc<Context>,
     library: Library,
     cache: Cache,
+    /// Sources that take the place of the embedded ones.
+    folder: Option<PathBuf>,
+    headers: Vec<Unit>,
     loaded: Mutex<HashMap<Unit, Arc<Module>>>,
     /// The driver has refused machine code: only PTX is tried from then on.
     refuses_machine_code: AtomicBool,
 }
 
 impl Compiler {
-    /// A compiler for a device.
+    /// A compiler for a device. Sources and headers of which a folder has a file of the same name are read
+    /// there.
     ///
     /// # Errors
     /// [`DeviceError`] where the NVRTC library is missing or does not answer.
-    pub fn new(context: &Arc<Context>, cache: Cache) -> Result<Self, DeviceError> {
+    pub fn new(
+        context: &Arc<Context>,
+        cache: Cache,
+        folder: Option<PathBuf>,
+    ) -> Result<Self, DeviceError> {
+        let headers = HEADERS.iter().map(|header| replaced(header, folder.as_deref()));
         Ok(Compiler {
             context: context.clone(),
+            headers: headers.collect(),
+            folder,
             library: Library::open()?,
             cache,
             loaded: Mutex::default(),
@@ -74,6 +96,7 @@ impl Compiler {
     }
 
     fn load(&self, unit: &Unit) -> Result<Arc<Module>, DeviceError> {
+        let unit = &replaced(unit, self.folder.as_deref());
         let architecture = self.context.facts().architecture;
         for target in self.library.targets(architecture) {
             let is_machine_code = matches!(target, Target::MachineCode(_));
@@ -103,27 +126,48 @@ impl Compiler {
 
     /// Compiled code, from the cache or from now on in it.
     fn image(&self, unit: &Unit, target: Target) -> Result<Vec<u8>, DeviceError> {
-        let key = key(unit, target, self.library.version);
+        let key = key(unit, &self.headers, target, self.library.version);
         if let Some(image) = self.cache.get(&key) {
             return Ok(image);
         }
-        let image = self.library.compile(unit, target, &OPTIONS, COMMON)?;
+        let image = (self.library).compile(unit, &self.headers, target, &OPTIONS)?;
         self.cache.put(&key, &image);
         Ok(image)
     }
 }
 
+/// A source, or the file of its name in a folder.
+fn replaced(unit: &Unit, folder: Option<&Path>) -> Unit {
+    let text = folder.and_then(|folder| fs::read_to_string(folder.join(unit.name)).ok());
+    match text {
+        Some(text) => Unit {
+            text: Cow::Owned(text),
+            ..*unit
+        },
+        None => unit.clone(),
+    }
+}
+
+/// The PTX of a unit for an architecture (80 for compute_80), whatever device there is: for looking at.
+///
+/// # Errors
+/// [`DeviceError`] where the NVRTC library is missing, or the unit does not compile.
+pub fn ptx(unit: &Unit, architecture: u32) -> Result<Vec<u8>, DeviceError> {
+    Library::open()?.compile(unit, &HEADERS, Target::Ptx(architecture), &OPTIONS)
+}
+
 /// The name of compiled code: a hash of all that it depends on.
-fn key(unit: &Unit, target: Target, version: (i32, i32)) -> String {
+fn key(unit: &Unit, headers: &[Unit], target: Target, version: (i32, i32)) -> String {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
         // With its length, so that no two lists of parts are one.
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
-    part(COMMON.as_bytes());
-    part(unit.name.as_bytes());
-    part(unit.text.as_bytes());
+    for source in headers.iter().chain([unit]) {
+        part(source.name.as_bytes());
+        part(source.text.as_bytes());
+    }
     OPTIONS.iter().for_each(|option| part(option.as_bytes()));
     part(target.option().as_bytes());
     part(&version.0.to_le_bytes());

@@ -80,21 +80,24 @@ impl Library {
         own.into_iter().chain(latest.map(Target::Ptx))
     }
 
-    /// Compiles a unit, which may include `common`.
+    /// Compiles a unit, which may include headers.
     ///
     /// # Errors
     /// [`DeviceError`] with the compiler's messages where it does not compile.
     pub fn compile(
         &self,
         unit: &Unit,
+        headers: &[Unit],
         target: Target,
         options: &[&str],
-        common: &str,
     ) -> Result<Vec<u8>, DeviceError> {
         let text = c_string(&unit.text)?;
         let name = c_string(unit.name)?;
-        let header = c_string(common)?;
-        let program = Program::new(&text, &name, &header)?;
+        let strings = |of: fn(&Unit) -> &str| -> Result<Vec<CString>, DeviceError> {
+            headers.iter().map(|header| c_string(of(header))).collect()
+        };
+        let (names, texts) = (strings(|h| h.name)?, strings(|h| &h.text)?);
+        let program = Program::new(&text, &name, &names, &texts)?;
         let mut all: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
         all.push(target.option());
         // SAFETY: the program lives as long as `program`, and the options are copied.
@@ -122,17 +125,22 @@ impl Library {
 struct Program(sys::nvrtcProgram);
 
 impl Program {
-    fn new(text: &CStr, name: &CStr, header: &CStr) -> Result<Self, DeviceError> {
+    fn new(
+        text: &CStr,
+        name: &CStr,
+        header_names: &[CString],
+        headers: &[CString],
+    ) -> Result<Self, DeviceError> {
         let mut program = ptr::null_mut();
-        let headers = [header.as_ptr()];
-        let names = [c"common.cuh".as_ptr()];
-        // SAFETY: all texts end with zeros, and are copied; there is one header.
+        let names: Vec<*const c_char> = header_names.iter().map(|name| name.as_ptr()).collect();
+        let headers: Vec<*const c_char> = headers.iter().map(|text| text.as_ptr()).collect();
+        // SAFETY: all texts end with zeros, and are copied; there are as many headers as names.
         let created = unsafe {
             sys::nvrtcCreateProgram(
                 &raw mut program,
                 text.as_ptr(),
                 name.as_ptr(),
-                1,
+                headers.len() as c_int,
                 headers.as_ptr(),
                 names.as_ptr(),
             )

@@ -11,9 +11,6 @@ use std::borrow::Cow;
 /// The file that generated kernels appear under; [`merged`] makes one unit of those of a plan.
 pub const FILE: &str = "elementwise.cu";
 
-/// What generated kernels are made of.
-const PRELUDE: &str = include_str!("prelude.cuh");
-
 /// Puts an operation into a sink.
 ///
 /// # Errors
@@ -48,7 +45,10 @@ pub fn merged(mut texts: Vec<&str>) -> Unit {
     texts.dedup();
     Unit {
         name: FILE,
-        text: Cow::Owned(format!("{PRELUDE}\n{}", texts.join("\n"))),
+        text: Cow::Owned(format!(
+            "#include \"elementwise.cuh\"\n\n{}",
+            texts.join("\n")
+        )),
     }
 }
 

@@ -1,0 +1,180 @@
+//! Every graph, as it is and rewritten, trains on the device as it does on the CPU.
+
+use super::device;
+use super::graphs::{Graph, Ready, files};
+use std::collections::BTreeMap;
+use velora_passes::select::Preset;
+use velora_runtime::backend::{Backend, StepContext};
+use velora_runtime::cpu::Cpu;
+use velora_runtime::plan::{Operand, Plan, Region};
+use velora_runtime::random;
+use velora_runtime::session::optimizer::{Optimizer, Step};
+use velora_graph::shapes::DataType;
+
+/// Half a unit in the last place of a 32-bit number.
+const ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
+
+/// Steps of a run.
+const STEPS: u64 = 3;
+
+/// Samples of a batch.
+const BATCH: i64 = 2;
+
+const OPTIMIZER: Optimizer = Optimizer::AdamW {
+    betas: [0.9, 0.999],
+    epsilon: 1e-8,
+    weight_decay: 0.1,
+};
+
+/// What a run leaves.
+struct Outcome {
+    losses: Vec<f64>,
+    /// Of the first step, by parameter.
+    gradients: BTreeMap<String, Vec<f32>>,
+    plan: Plan,
+    touched: [usize; 6],
+}
+
+/// Trains some steps; every parameter is multiplied by up to 1 ± `noise` before.
+fn train(graph: &Graph, backend: &dyn Backend, noise: f64) -> Outcome {
+    let inside = graph.signature.trained.is_empty();
+    let states = if inside { 0 } else { OPTIMIZER.state().len() };
+    let mut ready = graph.prepare(backend, BATCH, states);
+    if noise > 0.0 {
+        disturb(&mut ready, noise);
+    }
+    let mut losses = Vec::new();
+    let mut gradients = BTreeMap::new();
+    for number in 1..=STEPS {
+        let context = StepContext {
+            seed: 1,
+            step: number,
+        };
+        ready.executable.run(&context, None).unwrap();
+        losses.push(f64::from(floats(&ready, &ready.loss)[0]));
+        if number == 1 {
+            let named = ready.results.iter();
+            gradients = named
+                .map(|(name, operand)| (name.clone(), floats(&ready, operand)))
+                .collect();
+        }
+        let step = Step {
+            number,
+            learning_rate: 1e-3,
+            gradient_scale: 1.0,
+        };
+        ready.executable.update(&OPTIMIZER, &step).unwrap();
+    }
+    Outcome {
+        losses,
+        gradients,
+        touched: ready.executable.touched(),
+        plan: ready.executable.plan().clone(),
+    }
+}
+
+fn floats(ready: &Ready<'_>, operand: &Operand) -> Vec<f32> {
+    let mut bytes = vec![0; operand.ty.bytes()];
+    ready.executable.read(operand.buffer, &mut bytes).unwrap();
+    bytemuck::pod_collect_to_vec(&bytes)
+}
+
+/// Multiplies every floating-point parameter by up to 1 ± noise.
+fn disturb(ready: &mut Ready<'_>, noise: f64) {
+    let inputs = ready.executable.plan().inputs.clone();
+    for (position, operand) in inputs.iter().enumerate() {
+        let Some(operand) = operand else { continue };
+        let region = ready.executable.plan().buffer(operand.buffer).region;
+        if region != Region::Parameters || operand.ty.data_type != DataType::FLOAT {
+            continue;
+        }
+        let mut elements = floats(ready, operand);
+        for (index, element) in elements.iter_mut().enumerate() {
+            let draw = random::normal(7, position as u64, index as u64).clamp(-1.0, 1.0);
+            *element = (f64::from(*element) * (1.0 + noise * draw)) as f32;
+        }
+        let bytes = bytemuck::cast_slice(&elements);
+        ready.executable.write(operand.buffer, bytes).unwrap();
+    }
+}
+
+/// The most operations that lie one behind the other.
+fn depth(plan: &Plan) -> usize {
+    let mut depths = vec![0usize; plan.buffers.len()];
+    let mut most = 0;
+    for step in &plan.steps {
+        let before = (step.inputs.iter().flatten()).map(|operand| depths[operand.buffer.index()]);
+        let depth = before.max().unwrap_or(0) + 1;
+        for output in step.outputs.iter().flatten() {
+            depths[output.buffer.index()] = depth;
+        }
+        most = most.max(depth);
+    }
+    most
+}
+
+fn largest(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, f64::max)
+}
+
+/// Compares a run on the device with one on the CPU.
+///
+/// Both round differently in each of the operations on the way, `depth` of them, which moves a result as
+/// relative changes of the parameters by `depth` roundings do, to first order: that is measured by a run on
+/// the CPU with parameters disturbed so. Four times as much is allowed, since one such disturbance is a
+/// sample, and what the last operations round themselves.
+fn compare(graph: &Graph, cpu: &Cpu, cuda: &dyn Backend) {
+    let name = format!("{} ({} rewritten)", graph.name, graph.rewritten.len());
+    let expected = train(graph, cpu, 0.0);
+    let found = train(graph, cuda, 0.0);
+    let noise = depth(&expected.plan) as f64 * ROUNDOFF;
+    let disturbed = train(graph, cpu, noise);
+    for (number, &loss) in expected.losses.iter().enumerate() {
+        let allowed = 4.0 * (disturbed.losses[number] - loss).abs() + noise * loss.abs();
+        let error = (found.losses[number] - loss).abs();
+        assert!(
+            error <= allowed,
+            "{name}: loss of step {}: {} on the device, {loss} on the CPU, allowed {allowed:e}",
+            number + 1,
+            found.losses[number]
+        );
+    }
+    assert!(found.losses[0] != *found.losses.last().unwrap(), "{name}: nothing is trained");
+    for (parameter, gradient) in &expected.gradients {
+        let between = |other: &Outcome| {
+            let pairs = gradient.iter().zip(&other.gradients[parameter]);
+            largest(pairs.map(|(a, b)| f64::from((a - b).abs())))
+        };
+        let size = largest(gradient.iter().map(|g| f64::from(g.abs())));
+        let allowed = 4.0 * between(&disturbed) + noise * size;
+        let error = between(&found);
+        assert!(
+            error <= allowed,
+            "{name}: gradient of '{parameter}': off by {error:e}, allowed {allowed:e}"
+        );
+    }
+    for (region, touched) in Region::ALL.into_iter().zip(found.touched) {
+        assert_eq!(found.plan.bytes(region), touched, "{name}: {}", region.name());
+    }
+}
+
+#[test]
+fn every_graph_trains_as_on_the_cpu() {
+    let cuda = device::open();
+    let cpu = Cpu::new(2).unwrap();
+    for file in files() {
+        let original = Graph::read(&file);
+        let rewritten = original.rewrite(Preset::Freeable, false);
+        assert!(!rewritten.rewritten.is_empty(), "{}", original.name);
+        for graph in [original, rewritten] {
+            let start = std::time::Instant::now();
+            compare(&graph, &cpu, &cuda);
+            eprintln!(
+                "{} ({} rewritten): {:.1} s",
+                graph.name,
+                graph.rewritten.len(),
+                start.elapsed().as_secs_f64()
+            );
+        }
+    }
+}
