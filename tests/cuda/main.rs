@@ -6,5 +6,11 @@
 #[path = "../runtime/graphs.rs"]
 mod graphs;
 mod device;
-mod kernels;
+#[cfg(not(feature = "gpu-tests"))]
+mod faults;
+#[cfg(not(feature = "gpu-tests"))]
+mod lifetimes;
+#[cfg(not(feature = "gpu-tests"))]
+mod planted;
+mod resources;
 mod training;

@@ -29,21 +29,29 @@ const OPTIMIZER: Optimizer = Optimizer::AdamW {
 /// What a run leaves.
 struct Outcome {
     losses: Vec<f64>,
+    /// Of all gradients together; 0 where the graph has its own optimiser.
+    norms: Vec<f64>,
     /// Of the first step, by parameter.
     gradients: BTreeMap<String, Vec<f32>>,
     plan: Plan,
     touched: [usize; 6],
 }
 
-/// Trains some steps; every parameter is multiplied by up to 1 ± `noise` before.
-fn train(graph: &Graph, backend: &dyn Backend, noise: f64) -> Outcome {
+/// Trains some steps; every parameter is multiplied by up to 1 ± `noise` before. At the end `look` sees the
+/// plan.
+fn train(
+    graph: &Graph,
+    backend: &dyn Backend,
+    noise: f64,
+    look: impl FnOnce(&Plan),
+) -> Outcome {
     let inside = graph.signature.trained.is_empty();
     let states = if inside { 0 } else { OPTIMIZER.state().len() };
     let mut ready = graph.prepare(backend, BATCH, states);
     if noise > 0.0 {
         disturb(&mut ready, noise);
     }
-    let mut losses = Vec::new();
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
     let mut gradients = BTreeMap::new();
     for number in 1..=STEPS {
         let context = StepContext {
@@ -58,6 +66,7 @@ fn train(graph: &Graph, backend: &dyn Backend, noise: f64) -> Outcome {
                 .map(|(name, operand)| (name.clone(), floats(&ready, operand)))
                 .collect();
         }
+        norms.push(ready.executable.gradient_norm().unwrap());
         let step = Step {
             number,
             learning_rate: 1e-3,
@@ -65,8 +74,10 @@ fn train(graph: &Graph, backend: &dyn Backend, noise: f64) -> Outcome {
         };
         ready.executable.update(&OPTIMIZER, &step).unwrap();
     }
+    look(ready.executable.plan());
     Outcome {
         losses,
+        norms,
         gradients,
         touched: ready.executable.touched(),
         plan: ready.executable.plan().clone(),
@@ -123,21 +134,28 @@ fn largest(values: impl Iterator<Item = f64>) -> f64 {
 /// relative changes of the parameters by `depth` roundings do, to first order: that is measured by a run on
 /// the CPU with parameters disturbed so. Four times as much is allowed, since one such disturbance is a
 /// sample, and what the last operations round themselves.
-fn compare(graph: &Graph, cpu: &Cpu, cuda: &dyn Backend) {
+pub fn compare(graph: &Graph, cpu: &Cpu, cuda: &dyn Backend, look: impl FnOnce(&Plan)) {
     let name = format!("{} ({} rewritten)", graph.name, graph.rewritten.len());
-    let expected = train(graph, cpu, 0.0);
-    let found = train(graph, cuda, 0.0);
+    let expected = train(graph, cpu, 0.0, |_| {});
+    let found = train(graph, cuda, 0.0, look);
     let noise = depth(&expected.plan) as f64 * ROUNDOFF;
-    let disturbed = train(graph, cpu, noise);
-    for (number, &loss) in expected.losses.iter().enumerate() {
-        let allowed = 4.0 * (disturbed.losses[number] - loss).abs() + noise * loss.abs();
-        let error = (found.losses[number] - loss).abs();
-        assert!(
-            error <= allowed,
-            "{name}: loss of step {}: {} on the device, {loss} on the CPU, allowed {allowed:e}",
-            number + 1,
-            found.losses[number]
-        );
+    let disturbed = train(graph, cpu, noise, |_| {});
+    type Of = fn(&Outcome) -> &Vec<f64>;
+    let series: [(&str, Of); 2] = [
+        ("loss", |outcome| &outcome.losses),
+        ("norm of the gradients", |outcome| &outcome.norms),
+    ];
+    for (what, of) in series {
+        let runs = of(&expected).iter().zip(of(&found)).zip(of(&disturbed));
+        for (number, ((expected, found), disturbed)) in runs.enumerate() {
+            let allowed = 4.0 * (disturbed - expected).abs() + noise * expected.abs();
+            // Not a number is in no bound.
+            assert!(
+                (found - expected).abs() <= allowed,
+                "{name}: {what} of step {}: {found} on the device, {expected} on the CPU, allowed {allowed:e}",
+                number + 1
+            );
+        }
     }
     assert!(found.losses[0] != *found.losses.last().unwrap(), "{name}: nothing is trained");
     for (parameter, gradient) in &expected.gradients {
@@ -158,9 +176,21 @@ fn compare(graph: &Graph, cpu: &Cpu, cuda: &dyn Backend) {
     }
 }
 
+/// The block of a plan is what the plan says, and is used up to its last byte.
+fn check_memory(device: &device::Device, plan: &Plan) {
+    #[cfg(not(feature = "gpu-tests"))]
+    {
+    let blocks = device.gpu.allocations();
+    let block = blocks.iter().max_by_key(|block| block.len).unwrap();
+    assert_eq!(block.len, plan.total() as u64);
+    assert_eq!(block.high_water, plan.total() as u64);
+    }
+    #[cfg(feature = "gpu-tests")]
+    let _ = (device, plan);
+}
+
 #[test]
 fn every_graph_trains_as_on_the_cpu() {
-    let cuda = device::open();
     let cpu = Cpu::new(2).unwrap();
     for file in files() {
         let original = Graph::read(&file);
@@ -168,7 +198,9 @@ fn every_graph_trains_as_on_the_cpu() {
         assert!(!rewritten.rewritten.is_empty(), "{}", original.name);
         for graph in [original, rewritten] {
             let start = std::time::Instant::now();
-            compare(&graph, &cpu, &cuda);
+            device::with(|device, cuda| {
+                compare(&graph, &cpu, cuda, |plan| check_memory(device, plan));
+            });
             eprintln!(
                 "{} ({} rewritten): {:.1} s",
                 graph.name,

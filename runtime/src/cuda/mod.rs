@@ -44,6 +44,11 @@ pub fn units() -> Vec<Unit> {
     vec![matmul::UNIT, optimizer::UNIT]
 }
 
+/// What those sources, and generated ones, include.
+pub fn headers() -> Vec<Unit> {
+    compile::HEADERS.to_vec()
+}
+
 /// How a device is used.
 #[derive(Clone, Debug)]
 pub struct Options {

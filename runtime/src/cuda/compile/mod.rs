@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What sources may include, by name.
-const HEADERS: [Unit; 2] = [
+pub(super) const HEADERS: [Unit; 2] = [
     Unit {
         name: "common.cuh",
         text: Cow::Borrowed(include_str!("../common.cuh")),

@@ -1,10 +1,11 @@
 //! What compilers make of the kernels: registers, spills, shared memory.
 
+use super::device;
 use super::graphs::{Graph, files};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use velora_passes::select::Preset;
 use velora_runtime::cpu::Cpu;
@@ -73,22 +74,12 @@ impl Resources {
     }
 }
 
-/// The folder of NVIDIA's packages: `target/venv-cuda`, or what `VELORA_PTXAS` names.
-fn ptxas() -> PathBuf {
-    if let Some(path) = std::env::var_os("VELORA_PTXAS") {
-        return path.into();
-    }
-    let packages = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("target/venv-cuda/lib/python3.11/site-packages/nvidia");
-    packages.join("cuda_nvcc/bin/ptxas")
-}
-
 /// The resources of all kernels of a unit, by name.
 fn resources(unit: &Unit, architecture: u32) -> BTreeMap<String, Resources> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("unit.ptx");
     fs::write(&file, ptx(unit, architecture).unwrap()).unwrap();
-    let output = Command::new(ptxas())
+    let output = Command::new(device::packages().join("cuda_nvcc/bin/ptxas"))
         .arg(format!("-arch=sm_{architecture}"))
         .arg("-v")
         .arg("-o")
@@ -145,11 +136,11 @@ fn generated() -> Unit {
 /// `docs/cuda-kernels.md` says what ptxas says; no kernel spills. `BLESS=1` writes it anew.
 #[test]
 fn resources_are_as_committed() {
-    super::device::load();
+    device::load_nvrtc();
     let mut table = "\
 # What the compiler makes of the CUDA kernels
 
-Made by `BLESS=1 cargo test --features softgpu --test cuda kernels`; CI compares it, and fails where a kernel
+Made by `BLESS=1 cargo test --features softgpu --test cuda resources`; CI compares it, and fails where a kernel
 spills. NVRTC 12.9 to PTX, ptxas 12.9 to machine code; occupancy is theoretical, of blocks of 256 threads.
 By architecture: registers / bytes of shared memory / occupancy.
 

@@ -1,0 +1,287 @@
+//! Faults planted in kernels, plans, caches and options: each is found, by the check named here.
+//!
+//! Faults of single kernels and of the driver's use are planted in the software GPU's own tests.
+
+use super::device::{Device, options};
+use super::graphs::Graph;
+use super::{lifetimes, training};
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use velora_passes::select::Preset;
+use velora_runtime::backend::{Backend, Executable, Fault};
+use velora_runtime::cpu::Cpu;
+use velora_runtime::cuda::compile::{Cache, Unit};
+use velora_runtime::cuda::{Cuda, Options, headers, units};
+use velora_runtime::ops::Op;
+use velora_runtime::plan::{Plan, Region};
+use velora_runtime::tensor::TensorType;
+
+fn digits() -> Graph {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    Graph::read(&models.join("aot/digits_mlp.onnx"))
+}
+
+/// What finds a fault: all that was reported and said when the graph was compared with the CPU.
+fn found(graph: &Graph, options: Options, change: fn(&mut Plan)) -> String {
+    let device = Device::new();
+    let cpu = Cpu::new(2).unwrap();
+    let compared = catch_unwind(AssertUnwindSafe(|| {
+        let cuda = device.open(options).unwrap();
+        let changed = Changed { cuda, change };
+        training::compare(graph, &cpu, &changed, |_| {});
+    }));
+    let mut text = device.gpu.take_reports().join("\n");
+    if let Err(panic) = compared {
+        let said = panic.downcast_ref::<String>().cloned();
+        text += &said.unwrap_or_else(|| "a panic without a text".to_owned());
+    }
+    text
+}
+
+/// A device that is given other plans than those made for it.
+struct Changed {
+    cuda: Cuda,
+    change: fn(&mut Plan),
+}
+
+impl Backend for Changed {
+    fn name(&self) -> String {
+        self.cuda.name()
+    }
+
+    fn enter(&self, work: &mut (dyn FnMut() + Send)) {
+        self.cuda.enter(work);
+    }
+
+    fn workspace(
+        &self,
+        op: &Op,
+        inputs: &[Option<&TensorType>],
+        outputs: &[Option<&TensorType>],
+    ) -> usize {
+        self.cuda.workspace(op, inputs, outputs)
+    }
+
+    fn prepare(&self, mut plans: Vec<Plan>) -> Result<Box<dyn Executable + '_>, Fault> {
+        plans.iter_mut().for_each(self.change);
+        self.cuda.prepare(plans)
+    }
+}
+
+/// A text in a source, and the fault in its place.
+struct Planted {
+    what: &'static str,
+    file: &'static str,
+    text: &'static str,
+    fault: &'static str,
+    /// What the finding says.
+    by: &'static str,
+}
+
+const IN_SOURCES: &[Planted] = &[
+    Planted {
+        what: "numbers of the first step captured with the launch",
+        file: "optimizer.cu",
+        text: "  const Numbers k = *numbers;\n  const u64 stride",
+        fault: "  Numbers k = *numbers; k.root = 0.031622777f; k.step = -0.01f;\n  const u64 stride",
+        by: "of step 3",
+    },
+    Planted {
+        what: "a barrier that is missing",
+        file: "common.cuh",
+        text: "  if (lane == 0u) shared[warp] = x;\n  __syncthreads();\n  x = lane < warps ? shared[lane] : (T)0;",
+        fault: "  if (lane == 0u) shared[warp] = x;\n  x = lane < warps ? shared[lane] : (T)0;",
+        by: "race",
+    },
+    Planted {
+        what: "squares of gradients summed in 16 bits, which overflow",
+        file: "optimizer.cu",
+        text: "sum += (double)g[i] * (double)g[i];",
+        fault: "sum = (double)to_float(to_f16((float)sum + 1e6f * g[i] * g[i]));",
+        by: "norm of the gradients",
+    },
+    Planted {
+        what: "a sum of squares that forgets what was there",
+        file: "optimizer.cu",
+        text: "*total += sum;",
+        fault: "*total = sum;",
+        by: "norm of the gradients",
+    },
+    Planted {
+        what: "the elements behind the last four left out",
+        file: "optimizer.cu",
+        text: "for (u64 i = fours * 4 + start; i < n; i += stride) {\n    float wi",
+        fault: "for (u64 i = n; i < n; i += stride) {\n    float wi",
+        by: "of step",
+    },
+    Planted {
+        what: "a parameter narrower than its argument",
+        file: "optimizer.cu",
+        text: "const float* g, float* s, float* t, u64 n) {                                                              \\",
+        fault: "const float* g, float* s, float* t, u32 n) { \\",
+        by: "arguments",
+    },
+    Planted {
+        what: "two parameters of one type exchanged",
+        file: "optimizer.cu",
+        text: "update<RULE, STATES>(numbers, w, g, s, t, n);",
+        fault: "update<RULE, STATES>(numbers, w, g, t, s, n);",
+        by: "of step",
+    },
+    Planted {
+        what: "all blocks add to one place without an atomic",
+        file: "optimizer.cu",
+        text: "if (threadIdx.x == 0u) partials[blockIdx.x] = sum;\n}\n\n// Adds",
+        fault: "if (threadIdx.x == 0u) partials[0] = sum;\n}\n\n// Adds",
+        by: "race",
+    },
+    Planted {
+        what: "a loop that does not end",
+        file: "optimizer.cu",
+        text: "for (u32 i = threadIdx.x; i < count; i += blockDim.x) sum += partials[i];",
+        fault: "for (u32 i = threadIdx.x; i < count;) sum += partials[0] * 0.0;",
+        by: "endless",
+    },
+    Planted {
+        what: "a bound that is one too large",
+        file: "elementwise.cuh",
+        text: "return *reinterpret_cast<const Four<T>*>(from);",
+        fault: "return *reinterpret_cast<const Four<T>*>(from + 1);",
+        by: "misaligned",
+    },
+];
+
+#[test]
+fn faults_in_sources_are_found() {
+    let graph = digits();
+    for planted in IN_SOURCES {
+        let sources: Vec<Unit> = units().into_iter().chain(headers()).collect();
+        let unit = sources.iter().find(|unit| unit.name == planted.file).unwrap();
+        assert_eq!(
+            unit.text.matches(planted.text).count(),
+            1,
+            "{}: the text is not once in {}",
+            planted.what,
+            planted.file
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let text = unit.text.replace(planted.text, planted.fault);
+        fs::write(folder.path().join(planted.file), text).unwrap();
+        let options = Options {
+            sources: Some(folder.path().to_owned()),
+            cache: Cache::default(),
+            ..options()
+        };
+        let found = found(&graph, options, |_| {});
+        assert!(found.contains(planted.by), "{}: {found}", planted.what);
+    }
+    // What is not changed is not found to be wrong.
+    assert_eq!(found(&graph, options(), |_| {}), "");
+}
+
+/// Two buffers that live at once, the first of which is written before the second is read.
+fn overlap(plan: &mut Plan) {
+    let activations: Vec<usize> = (0..plan.buffers.len())
+        .filter(|&b| plan.buffers[b].region == Region::Activations)
+        .collect();
+    let pair = activations.iter().find_map(|&a| {
+        let first = &plan.buffers[a];
+        let second = activations.iter().copied().find(|&b| {
+            let second = &plan.buffers[b];
+            second.lifetime.0 > first.lifetime.0
+                && second.lifetime.0 < first.lifetime.1
+                && second.bytes <= first.bytes
+                && second.bytes > 64
+        })?;
+        Some((a, second))
+    });
+    let (first, second) = pair.unwrap();
+    plan.buffers[second].offset = plan.buffers[first].offset;
+}
+
+#[test]
+fn faults_in_plans_are_found() {
+    let graph = digits();
+    let text = found(&graph, options(), overlap);
+    assert!(text.contains("of step") || text.contains("gradient of"), "{text}");
+
+    // A life that ends a step too early.
+    let device = Device::new();
+    let cuda = device.open(options()).unwrap();
+    let changed = Changed {
+        cuda,
+        change: |plan| {
+            let steps = plan.steps.len();
+            let mut lives = plan.buffers.iter_mut();
+            let long = lives.find(|buffer| {
+                let (start, end) = buffer.lifetime;
+                buffer.region == Region::Activations && end > start + 1 && end < steps
+            });
+            long.unwrap().lifetime.1 -= 1;
+        },
+    };
+    let reaped = lifetimes::reap(&graph, &device.gpu, &changed);
+    let reports = device.gpu.take_reports().join("\n");
+    assert!(reports.contains("uninitialised"), "{reaped:?} {reports}");
+}
+
+#[test]
+fn a_cache_with_other_code_in_it_is_found() {
+    let graph = digits();
+    let folder = tempfile::tempdir().unwrap();
+    let cached = || Options {
+        cache: Cache::in_folder(folder.path()),
+        ..options()
+    };
+    assert_eq!(found(&graph, cached(), |_| {}), "");
+    let mut files: Vec<_> = (fs::read_dir(folder.path()).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    assert!(files.len() > 3);
+
+    // Damaged: compiled anew.
+    for file in &files {
+        let mut bytes = fs::read(file).unwrap();
+        let last = bytes.len() - 2;
+        bytes[last] ^= 1;
+        fs::write(file, bytes).unwrap();
+    }
+    assert_eq!(found(&graph, cached(), |_| {}), "");
+
+    // Whole, but another unit's: it has no such kernels.
+    let contents: Vec<_> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+    for (number, file) in files.iter().enumerate() {
+        fs::write(file, &contents[(number + 1) % files.len()]).unwrap();
+    }
+    let text = found(&graph, cached(), |_| {});
+    assert!(text.contains("CUDA_ERROR_NOT_FOUND"), "{text}");
+}
+
+#[test]
+fn operands_of_fewer_bits_are_found() {
+    let fewer = Options {
+        tf32: true,
+        ..options()
+    };
+    let text = found(&digits(), fewer, |_| {});
+    assert!(text.contains("gradient of") || text.contains("of step"), "{text}");
+}
+
+/// Results do not depend on the order in which blocks and threads run.
+#[test]
+fn orders_do_not_matter() {
+    let rewritten = digits().rewrite(Preset::Freeable, false);
+    let mut all = Vec::new();
+    for seed in 0..4 {
+        let device = Device::new();
+        device.gpu.set_seed(seed);
+        let cuda = device.open(options()).unwrap();
+        let mut ready = rewritten.prepare(&cuda, 3, 0);
+        all.push(ready.run());
+    }
+    for other in &all[1..] {
+        assert!(*other == all[0], "results depend on the order of blocks and threads");
+    }
+}
