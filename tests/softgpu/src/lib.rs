@@ -1,5 +1,19 @@
-#![allow(unused_braces, missing_docs, clippy::all, unsafe_op_in_unsafe_fn)]
-//! Stands in for `libcuda.so` in tests: the driver's API, and a checked interpreter of PTX.
-pub mod driver;
+//! Stands in for `libcuda.so` in tests: the driver's API, stricter than hardware, and a checked interpreter
+//! of PTX.
+//!
+//! The crate is two things. As a `cdylib` it *is* the driver: its SONAME is `libcuda.so`, so a process that
+//! has it loaded uses it wherever it would open the real one. As an `rlib` it is what tests hold in their
+//! hands: [`Gpu`] loads the library and asks it, through the symbols it exports, what went wrong.
+
+pub mod control;
+mod driver;
+mod matmul;
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::undocumented_unsafe_blocks)]
+#[rustfmt::skip]
 pub mod ptx;
+pub mod touched;
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::undocumented_unsafe_blocks)]
+#[rustfmt::skip]
 pub mod vm;
+
+pub use control::{Allocation, Fault, Gpu, LoadError};
