@@ -173,6 +173,16 @@ impl Bench {
         code(unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, 4 * n, stream) }.result())
     }
 
+    /// A copy of `n` bytes to the host, after everything.
+    pub fn read_bytes(&self, from: u64, n: usize) -> Vec<u8> {
+        let mut bytes = vec![0u8; n];
+        assert_eq!(code(result::ctx::synchronize()), 0);
+        // SAFETY: the vector has `n` bytes.
+        let copied = unsafe { sys::cuMemcpyDtoH_v2(bytes.as_mut_ptr().cast(), from, n) };
+        assert_eq!(raw(copied), 0);
+        bytes
+    }
+
     /// A copy of `n` floats to the host, after everything.
     pub fn read(&self, from: u64, n: usize) -> Vec<f32> {
         let mut values = vec![0f32; n];

@@ -92,6 +92,7 @@ api! {
     };
     /// A matrix product of cuBLASLt's stand-in.
     Work softgpu_matmul(call: *const Matmul, stream: usize) |driver| {
+        driver.current = "cublasLtMatmul";
         // SAFETY: cuBLASLt's stand-in, the only caller, passes a reference.
         let call = unsafe { *call };
         driver.submit(stream, Work::Matmul(Box::new(call)))?
