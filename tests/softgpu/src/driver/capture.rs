@@ -313,14 +313,26 @@ impl Driver {
     /// The legacy stream waits for all blocking streams: it cannot while one of them is captured. With others
     /// it can, but what a capturing thread does there is hardly meant to stay outside of the graph.
     pub(super) fn legacy_in_capture(&mut self) -> Outcome<()> {
-        if !self.captures_thread() {
+        let here = thread::current().id();
+        let blocking = |id: &u32| {
+            let mut streams = self.streams.values();
+            streams.any(|stream| {
+                stream.blocking
+                    && stream
+                        .capture
+                        .as_ref()
+                        .is_some_and(|branch| branch.capture == *id)
+            })
+        };
+        let hit = |(id, capture): (&u32, &Capture)| {
+            (capture.thread == here || blocking(id)).then_some(*id)
+        };
+        let hit: Vec<u32> = self.captures.iter().filter_map(hit).collect();
+        if hit.is_empty() {
             return Ok(());
         }
-        self.report("uses the legacy stream while this thread captures another".to_string());
-        let here = thread::current().id();
-        for capture in self.captures.values_mut() {
-            capture.invalid |= capture.thread == here;
-        }
+        self.report("uses the legacy stream during a capture that it would wait for".to_string());
+        hit.into_iter().for_each(|id| self.invalidate(id));
         Err(Code::CAPTURE_IMPLICIT)
     }
 }

@@ -87,7 +87,7 @@ impl HostMemory {
     /// The block that the whole range is in.
     pub(crate) fn block_of(&self, at: u64, len: usize) -> Option<u64> {
         let (&base, block) = self.blocks.range(..=at).next_back()?;
-        (at + len as u64 <= base + block.len as u64).then_some(base)
+        (at.saturating_add(len as u64) <= base + block.len as u64).then_some(base)
     }
 
     pub(crate) fn is_pinned(&self, at: u64, len: usize) -> bool {
@@ -200,7 +200,7 @@ impl Driver {
         if at == 0 || len == 0 {
             return Err(Code::INVALID_VALUE);
         }
-        let end = at + len as u64;
+        let end = at.saturating_add(len as u64);
         if self
             .host
             .blocks

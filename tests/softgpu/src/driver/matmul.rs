@@ -3,75 +3,13 @@
 
 use super::Driver;
 use super::codes::{Code, Outcome};
+use super::product::{Operand, Real, encode, sums};
 use super::races::Op;
-use crate::matmul::{BF16, BIAS, F16, F32, F64, FAST_TF32, Matmul, Matrix, ROW, size_of};
+use crate::matmul::{BIAS, F64, Matmul, Matrix, ROW, size_of};
 use crate::touched::{Touch, normalise, overlap};
-use half::{bf16, f16};
-use std::ops::{Add, Mul, Range};
+use std::ops::Range;
 
-/// What products are accumulated in.
-trait Real: Copy + Default + Add<Output = Self> + Mul<Output = Self> {
-    fn from_f64(value: f64) -> Self;
-    fn to_f64(self) -> f64;
-}
-
-impl Real for f32 {
-    fn from_f64(value: f64) -> Self {
-        value as f32
-    }
-    fn to_f64(self) -> f64 {
-        self.into()
-    }
-}
-
-impl Real for f64 {
-    fn from_f64(value: f64) -> Self {
-        value
-    }
-    fn to_f64(self) -> f64 {
-        self
-    }
-}
-
-/// A value as the tensor cores take it: 10 bits of mantissa, rounded to nearest, ties to even.
-fn tf32(value: f32) -> f32 {
-    let bits = value.to_bits();
-    if !value.is_finite() {
-        return value;
-    }
-    f32::from_bits(bits.wrapping_add(0xfff + (bits >> 13 & 1)) & !0x1fff)
-}
-
-/// All elements of a buffer; exact.
-fn decode(kind: i32, bytes: &[u8]) -> Vec<f64> {
-    fn each<const N: usize>(bytes: &[u8], value: fn([u8; N]) -> f64) -> Vec<f64> {
-        bytes
-            .as_chunks::<N>()
-            .0
-            .iter()
-            .map(|&chunk| value(chunk))
-            .collect()
-    }
-    match kind {
-        F64 => each(bytes, f64::from_le_bytes),
-        F32 => each(bytes, |chunk| f32::from_le_bytes(chunk).into()),
-        F16 => each(bytes, |chunk| f16::from_le_bytes(chunk).into()),
-        _ => each(bytes, |chunk| bf16::from_le_bytes(chunk).into()),
-    }
-}
-
-/// An element, rounded to nearest once, from an f32 (or f64, for f64).
-fn encode(kind: i32, value: f64) -> ([u8; 8], usize) {
-    let mut bytes = [0; 8];
-    match kind {
-        F64 => bytes = value.to_le_bytes(),
-        F32 => bytes[..4].copy_from_slice(&(value as f32).to_le_bytes()),
-        F16 => bytes[..2].copy_from_slice(&f16::from_f32(value as f32).to_le_bytes()),
-        BF16 => bytes[..2].copy_from_slice(&bf16::from_f32(value as f32).to_le_bytes()),
-        _ => {}
-    }
-    (bytes, size_of(kind))
-}
+const THE_BIAS: &str = "the bias";
 
 impl Matrix {
     /// Contiguous lines (columns, or rows in row order), and elements of each.
@@ -84,7 +22,7 @@ impl Matrix {
     }
 
     /// Element (row, column) of a matrix of the batch, counted from the first element of all.
-    fn index(&self, batch: usize, row: usize, col: usize) -> usize {
+    pub(super) fn index(&self, batch: usize, row: usize, col: usize) -> usize {
         let (line, at) = if self.order == ROW {
             (row, col)
         } else {
@@ -110,9 +48,15 @@ impl Matrix {
 
     /// Bytes from the first element to the end of the last.
     fn span(&self) -> usize {
-        self.ranges()
-            .last()
-            .map_or(0, |range| (range.end - self.at) as usize)
+        let (lines, len) = self.lines();
+        if lines == 0 || len == 0 {
+            return 0;
+        }
+        let steps = |count: u64, step: i64| count.saturating_mul(step as u64);
+        let last = steps(self.batch.max(1) as u64 - 1, self.stride)
+            .saturating_add(steps(lines - 1, self.ld))
+            .saturating_add(len);
+        last.saturating_mul(size_of(self.kind) as u64) as usize
     }
 }
 
@@ -159,7 +103,7 @@ impl Matmul {
             inputs.push(("C", self.c));
         }
         if self.biased() {
-            inputs.push(("the bias", self.bias_matrix()));
+            inputs.push((THE_BIAS, self.bias_matrix()));
         }
         inputs
     }
@@ -168,8 +112,8 @@ impl Matmul {
 impl Driver {
     /// Bounds of all operands, and that the output is none of the inputs.
     pub(super) fn validate_matmul(&mut self, call: &Matmul) -> Outcome<()> {
-        let output = call.d.ranges();
         self.range(call.d.at, call.d.span(), "D of a matrix product")?;
+        let output = call.d.ranges();
         for (name, matrix) in call.inputs() {
             self.range(
                 matrix.at,
@@ -251,90 +195,46 @@ impl Driver {
         }
     }
 
-    fn elements(&mut self, matrix: &Matrix) -> Vec<f64> {
-        let (bytes, _) = self.bytes(matrix.at, matrix.span());
-        decode(matrix.kind, &bytes)
-    }
-
+    /// Copies of all operands, the product of them, and D back.
     fn multiply<T: Real>(&mut self, call: &Matmul) {
-        let (m, n, k) = (call.d.rows as usize, call.d.cols as usize, call.depth());
-        let round = |value: f64| {
-            let value = if call.compute == FAST_TF32 {
-                tf32(value as f32).into()
-            } else {
-                value
-            };
-            T::from_f64(value)
+        let inputs = call.inputs();
+        let mut input = |name: &str| {
+            let found = inputs.iter().find(|(other, _)| *other == name);
+            found.map(|(_, matrix)| {
+                let bytes = self.bytes(matrix.at, matrix.span()).0;
+                Operand::<T>::new(matrix, &bytes, call.compute)
+            })
         };
-        let used = k > 0 && call.alpha != 0.0;
-        let a = if used {
-            self.elements(&call.a)
-        } else {
-            Vec::new()
-        };
-        let b = if used {
-            self.elements(&call.b)
-        } else {
-            Vec::new()
-        };
-        let c = if call.beta != 0.0 {
-            self.elements(&call.c)
-        } else {
-            Vec::new()
-        };
-        let bias = if call.biased() {
-            self.elements(&call.bias_matrix())
-        } else {
-            Vec::new()
-        };
+        let (a, b, c, bias) = (input("A"), input("B"), input("C"), input(THE_BIAS));
+        let (mut bytes, mut valid) = self.bytes(call.d.at, call.d.span());
+        let (m, n) = (call.d.rows as usize, call.d.cols as usize);
         let (alpha, beta) = (T::from_f64(call.alpha), T::from_f64(call.beta));
+        let size = size_of(call.d.kind);
         for batch in 0..call.d.batch.max(1) as usize {
-            let mut left = vec![T::default(); if used { m * k } else { 0 }];
-            let mut right = vec![T::default(); if used { k * n } else { 0 }];
-            for (i, row) in left.chunks_exact_mut(k.max(1)).enumerate() {
-                for (l, value) in row.iter_mut().enumerate() {
-                    let (row, col) = if call.transpose_a { (l, i) } else { (i, l) };
-                    *value = round(a[call.a.index(batch, row, col)]);
+            let sums = match (&a, &b) {
+                (Some(a), Some(b)) => {
+                    let left = a.rows(batch, call.transpose_a, m);
+                    let right = b.rows(batch, call.transpose_b, call.depth());
+                    sums(&left, &right, m, n)
                 }
-            }
-            for (l, row) in right.chunks_exact_mut(n).enumerate() {
-                for (j, value) in row.iter_mut().enumerate() {
-                    let (row, col) = if call.transpose_b { (j, l) } else { (l, j) };
-                    *value = round(b[call.b.index(batch, row, col)]);
+                _ => vec![T::default(); m * n],
+            };
+            for (index, &sum) in sums.iter().enumerate() {
+                let (i, j) = (index / n, index % n);
+                let mut value = alpha * sum;
+                if let Some(c) = &c {
+                    value = value + beta * c.get(batch, i, j);
                 }
-            }
-            let sums = sums(&left, &right, m, n);
-            for i in 0..m {
-                for j in 0..n {
-                    let mut value = alpha * sums[i * n + j];
-                    if !c.is_empty() {
-                        value = value + beta * T::from_f64(c[call.c.index(batch, i, j)]);
-                    }
-                    if !bias.is_empty() {
-                        value = value + T::from_f64(bias[call.bias_matrix().index(batch, i, 0)]);
-                    }
-                    let (bytes, size) = encode(call.d.kind, value.to_f64());
-                    let at = call.d.at + (call.d.index(batch, i, j) * size) as u64;
-                    self.set_bytes(at, &bytes[..size], None);
+                if let Some(bias) = &bias {
+                    value = value + bias.get(batch, i, 0);
                 }
+                let at = call.d.index(batch, i, j) * size;
+                encode(call.d.kind, value.to_f64(), &mut bytes[at..at + size]);
+                valid[at..at + size].fill(1);
             }
         }
+        self.set_bytes(call.d.at, &bytes, Some(&valid));
     }
-}
-
-/// The product of two matrices in row order; each sum in the order of its terms.
-fn sums<T: Real>(left: &[T], right: &[T], m: usize, n: usize) -> Vec<T> {
-    let mut out = vec![T::default(); m * n];
-    let k = left.len().checked_div(m).unwrap_or(0);
-    for (i, row) in out.chunks_exact_mut(n.max(1)).enumerate() {
-        for l in 0..k {
-            let factor = left[i * k + l];
-            for (sum, &value) in row.iter_mut().zip(&right[l * n..(l + 1) * n]) {
-                *sum = *sum + factor * value;
-            }
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -342,16 +242,7 @@ fn sums<T: Real>(left: &[T], right: &[T], m: usize, n: usize) -> Vec<T> {
 #[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tf32_rounds_to_nearest_even() {
-        let ulp = 2f32.powi(-10);
-        assert_eq!(tf32(1.0 + ulp), 1.0 + ulp);
-        assert_eq!(tf32(1.0 + 0.5 * ulp), 1.0);
-        assert_eq!(tf32(1.0 + 1.5 * ulp), 1.0 + 2.0 * ulp);
-        assert_eq!(tf32(-(1.0 + 0.75 * ulp)), -(1.0 + ulp));
-        assert!(tf32(f32::NAN).is_nan());
-    }
+    use crate::matmul::F32;
 
     #[test]
     fn batches_with_stride_zero_are_one_matrix() {

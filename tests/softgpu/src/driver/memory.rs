@@ -118,7 +118,7 @@ impl Driver {
     pub(super) fn range(&mut self, at: u64, len: usize, role: &str) -> Outcome<u64> {
         let base = self.block_at(at);
         if let Some(base) = base
-            && at + len as u64 <= base + self.blocks[&base].len as u64
+            && at.saturating_add(len as u64) <= base + self.blocks[&base].len as u64
         {
             return Ok(base);
         }

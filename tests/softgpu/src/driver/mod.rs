@@ -16,6 +16,7 @@ mod host;
 mod matmul;
 mod memory;
 mod modules;
+mod product;
 mod queue;
 mod races;
 mod settings;

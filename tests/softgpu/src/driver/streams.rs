@@ -25,7 +25,7 @@ pub(crate) struct Stream {
     /// What is over when the stream's next operation starts.
     pub(crate) clock: Clock,
     /// Whether it waits for the legacy stream and the other way round.
-    blocking: bool,
+    pub(crate) blocking: bool,
     /// Its part in a capture.
     pub(crate) capture: Option<Branch>,
     polled: Option<Clock>,
@@ -117,7 +117,7 @@ impl Driver {
             PER_THREAD => {
                 if !self.streams.contains_key(&OF_THREAD.get()) || OF_THREAD.get() == LEGACY {
                     // Not a handle that anybody has: the thread's stream is not the caller's to destroy.
-                    let key = usize::MAX - self.streams.len();
+                    let key = usize::MAX - self.next_lane as usize;
                     self.add_stream(key, "the thread's default stream".into(), true);
                     OF_THREAD.set(key);
                 }

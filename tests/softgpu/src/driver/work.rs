@@ -57,7 +57,9 @@ impl Work {
     pub(crate) fn describe(&self) -> String {
         match self {
             Work::Kernel(call) => format!("kernel {}", call.kernel.name),
-            Work::Set { width, count, .. } => format!("the memset of {} bytes", width * count),
+            Work::Set { width, count, .. } => {
+                format!("the memset of {} bytes", width.saturating_mul(*count))
+            }
             Work::ToDevice { len, .. } => format!("the copy of {len} bytes to the device"),
             Work::ToHost { len, .. } => format!("the copy of {len} bytes to the host"),
             Work::OnDevice { len, .. } => format!("the copy of {len} bytes on the device"),
@@ -107,7 +109,8 @@ impl Driver {
                     ));
                     return Err(Code::INVALID_VALUE);
                 }
-                self.range(to, width * count, "memset").map(drop)
+                self.range(to, width.saturating_mul(count), "memset")
+                    .map(drop)
             }
             Work::ToDevice { to, from, len } => {
                 self.host_address(from, "the source of a copy to the device")?;
@@ -122,7 +125,7 @@ impl Driver {
             Work::OnDevice { to, from, len } => {
                 self.range(from, len, "the source of a copy on the device")?;
                 self.range(to, len, "the destination of a copy on the device")?;
-                if to < from + len as u64 && from < to + len as u64 {
+                if to < from.saturating_add(len as u64) && from < to.saturating_add(len as u64) {
                     self.report(
                         "the source and the destination of a copy on the device overlap"
                             .to_string(),

@@ -126,6 +126,23 @@ fn the_legacy_stream_is_out_of_reach() {
     );
     assert_eq!(bench.begin(null_mut()), 900);
     bench.one_report("the legacy stream cannot be captured");
+    // Another thread may use it, unless the captured stream waits for it.
+    let elsewhere = |stream: sys::CUstream| {
+        assert_eq!(bench.begin(stream), 0);
+        let code = std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                bench.context.bind_to_thread().expect("a context");
+                // SAFETY: the driver checks addresses.
+                raw(unsafe { sys::cuMemsetD8Async(a, 0, 16, null_mut()) })
+            });
+            other.join().expect("no panic")
+        });
+        (code, bench.end(stream).map(drop))
+    };
+    assert_eq!(elsewhere(bench.stream()), (0, Ok(())));
+    bench.no_report();
+    assert_eq!(elsewhere(bench.blocking_stream()), (906, Err(901)));
+    bench.one_report("uses the legacy stream");
 }
 
 #[test]

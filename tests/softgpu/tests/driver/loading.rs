@@ -91,9 +91,17 @@ fn a_process_finds_the_links() {
 }
 
 #[test]
-fn without_nvrtc_the_error_names_the_variable() {
+fn nvrtc_is_loaded_or_the_error_names_the_variable() {
     match Gpu::load_nvrtc() {
-        Ok(()) => assert!(std::env::var_os("VELORA_NVRTC").is_some()),
+        Ok(()) => {
+            // SAFETY: the function only tries to load a library.
+            assert!(unsafe { cudarc::nvrtc::sys::is_culib_present() });
+            let source = include_str!("../ptx/small.cu");
+            let made = cudarc::nvrtc::compile_ptx(source)
+                .expect("it compiles")
+                .to_src();
+            assert!(made.contains(".entry reverse"), "{made}");
+        }
         Err(error) => assert!(error.to_string().contains("VELORA_NVRTC"), "{error}"),
     }
 }

@@ -102,6 +102,12 @@ fn nothing_is_too_much_and_nothing_too_little() {
     assert_eq!(code(allocate(1)), 2);
     assert_eq!(bench.free(half), 0);
     assert_eq!(code(allocate(1 << 19)), 0);
+    assert_eq!(code(allocate(usize::MAX)), 2);
+    // SAFETY: the driver checks addresses.
+    let everything =
+        |count| raw(unsafe { sys::cuMemsetD32Async(half, 1, count, std::ptr::null_mut()) });
+    assert_eq!(everything(usize::MAX), 1);
+    bench.one_report("memset");
     // Copies and memsets of nothing are fine, wherever.
     // SAFETY: nothing is written.
     let set = unsafe { sys::cuMemsetD8Async(0, 1, 0, std::ptr::null_mut()) };
