@@ -86,6 +86,23 @@ fn a_block_may_go_to_the_host_and_back_on_one_stream() {
 }
 
 #[test]
+fn copies_to_one_block_arrive_one_after_the_other() {
+    let bench = Bench::new();
+    let (stream, event) = (bench.stream(), bench.event());
+    let (a, b, host) = (bench.floats(8), bench.floats(8), bench.pinned(8));
+    assert_eq!(bench.fill(stream, a, 1.0, 8), 0);
+    assert_eq!(bench.fill(stream, b, 2.0, 8), 0);
+    assert_eq!(bench.download(stream, host, a, 8), 0);
+    assert_eq!(bench.record(event, stream), 0);
+    assert_eq!(bench.download(stream, host, b, 4), 0);
+    // SAFETY: the driver checks handles.
+    assert_eq!(raw(unsafe { sys::cuEventSynchronize(event) }), 0);
+    assert_eq!(bench.synchronize(stream), 0);
+    assert_eq!([get(host, 0), get(host, 7)], [2.0, 1.0]);
+    bench.no_report();
+}
+
+#[test]
 fn copies_of_pinned_memory_on_two_streams_need_an_edge() {
     let bench = Bench::new();
     let (one, two) = (bench.stream(), bench.stream());

@@ -737,6 +737,36 @@ fn the_output_is_not_an_input() {
         7
     );
     bench.one_report("D of a matrix product overlaps C");
+    let other_lines = Matrix { ld: 5, ..good.d };
+    assert_eq!(
+        run(
+            &bench,
+            &Product {
+                scales: [1.0, 1.0],
+                c: other_lines,
+                ..good
+            },
+            stream
+        ),
+        7
+    );
+    bench.one_report("D of a matrix product overlaps C");
+    let nothing = Matrix { at: 0, ..good.d };
+    assert_eq!(
+        run(
+            &bench,
+            &Product {
+                scales: [1.0, 1.0],
+                c: nothing,
+                ..good
+            },
+            stream
+        ),
+        7
+    );
+    bench.one_report("C is null");
+    assert_eq!(run(&bench, &Product { c: nothing, ..good }, stream), 0);
+    bench.no_report();
     // Columns of one buffer may be input and output, if they are different ones.
     let (left, right) = (
         Matrix { ld: 8, ..good.a },
@@ -815,6 +845,13 @@ fn algorithms_are_for_one_problem_and_its_alignment() {
     let choice = other.heuristic().expect("an algorithm");
     assert_eq!(setup.run(&good, &choice.algo, (0, 0), stream), 7);
     bench.one_report("chosen for another problem");
+    let turned = Product {
+        transpose: [true, false],
+        ..good
+    };
+    let choice = Setup::new(&turned).heuristic().expect("an algorithm");
+    assert_eq!(setup.run(&good, &choice.algo, (0, 0), stream), 7);
+    bench.one_report("chosen for another problem");
     let unknown = sys::cublasLtMatmulAlgo_t { data: [7; 8] };
     assert_eq!(setup.run(&good, &unknown, (0, 0), stream), 7);
     bench.one_report("not made by the heuristic");
@@ -889,6 +926,19 @@ fn workspace_is_large_enough_aligned_and_lost() {
     bench.one_report("not at a multiple of 16");
     assert_eq!(with(room, 4 << 16), 7);
     bench.one_report("the workspace of a matrix product: 262144 bytes");
+    let inside = Product {
+        c: Matrix {
+            at: room,
+            ..product.c
+        },
+        d: Matrix {
+            at: room,
+            ..product.d
+        },
+        ..product
+    };
+    assert_eq!(setup.run(&inside, &choice.algo, (room, 2 << 16), stream), 7);
+    bench.one_report("the workspace of a matrix product overlaps D");
     assert_eq!(with(room, 2 << 16), 0);
     bench.no_report();
     // All of it that was offered is as good as uninitialised.
@@ -913,6 +963,8 @@ fn products_are_in_the_order_of_streams() {
     assert_eq!(bench.wait(two, event), 0);
     assert_eq!(run(&bench, &good, two), 0);
     bench.no_report();
+    assert_eq!(bench.twice(one, good.b.at + 64, good.d.at, 4), 0);
+    bench.one_report("the first reads, the second writes");
 }
 
 #[test]

@@ -52,6 +52,23 @@ fn parts_that_do_not_meet_may_be_written_at_the_same_time() {
 }
 
 #[test]
+fn all_that_may_still_run_is_remembered() {
+    let bench = Bench::new();
+    let (one, two) = (bench.stream(), bench.stream());
+    let (a, b) = (bench.floats(64), bench.floats(64));
+    assert_eq!(bench.fill(one, a, 1.0, 32), 0);
+    assert_eq!(bench.fill(one, a + 128, 1.0, 32), 0);
+    assert_eq!(bench.fill(two, a, 2.0, 8), 0);
+    bench.one_report("stream race");
+    assert_eq!(code(result::ctx::synchronize()), 0);
+    // A read that is hidden neither by a later read of less nor by a write elsewhere.
+    assert_eq!(bench.twice(one, b, a, 64), 0);
+    assert_eq!(bench.twice(one, b, a, 4), 0);
+    assert_eq!(bench.fill(two, a + 128, 2.0, 1), 0);
+    bench.one_report("the first writes, the second reads bytes 128..132");
+}
+
+#[test]
 fn an_event_orders_only_what_came_before_it() {
     let bench = Bench::new();
     let (one, two, event) = (bench.stream(), bench.stream(), bench.event());
