@@ -55,6 +55,8 @@ pub(crate) struct Driver {
     host: host::HostMemory,
     /// What the host has waited for.
     host_clock: Clock,
+    /// The work of streams that were destroyed; it goes on.
+    orphans: Clock,
     next_lane: Lane,
     /// Objects of other libraries, by kind: cuBLASLt's descriptors.
     foreign: BTreeMap<String, i64>,
@@ -147,6 +149,7 @@ impl Driver {
             freed: BTreeMap::new(),
             host: host::HostMemory::default(),
             host_clock: Clock::default(),
+            orphans: Clock::default(),
             next_lane: 0,
             foreign: BTreeMap::new(),
             foreign_calls: BTreeMap::new(),

@@ -91,19 +91,16 @@ impl Driver {
             self.invalidate_capture_of(handle);
         }
         self.handles.destroy(handle);
-        // Its work goes on: histories and flights know the lane, and whoever joined it, its clock.
-        if let Some(stream) = self.streams.remove(&handle) {
-            self.join_legacy(&stream);
-        }
-        Ok(())
-    }
-
-    fn join_legacy(&mut self, stream: &Stream) {
+        let Some(stream) = self.streams.remove(&handle) else {
+            return Ok(());
+        };
+        self.orphans.join(&stream.clock);
         if stream.blocking
             && let Some(legacy) = self.streams.get_mut(&LEGACY)
         {
             legacy.clock.join(&stream.clock);
         }
+        Ok(())
     }
 
     fn stream(&self, key: usize) -> Option<&Stream> {
@@ -161,7 +158,7 @@ impl Driver {
     /// `cuCtxSynchronize`.
     pub(super) fn synchronize_all(&mut self) -> Outcome<()> {
         self.unsafe_in_capture("synchronises the context")?;
-        let mut clock = self.host_clock.clone();
+        let mut clock = self.orphans.clone();
         self.streams
             .values()
             .for_each(|stream| clock.join(&stream.clock));

@@ -103,6 +103,23 @@ fn copies_to_one_block_arrive_one_after_the_other() {
 }
 
 #[test]
+fn the_work_of_a_destroyed_stream_goes_on() {
+    let bench = Bench::new();
+    let stream = bench.stream();
+    let (a, host) = (bench.floats(8), bench.pinned(8));
+    assert_eq!(bench.fill(stream, a, 2.0, 8), 0);
+    assert_eq!(bench.download(stream, host, a, 8), 0);
+    // SAFETY: the driver checks handles.
+    assert_eq!(raw(unsafe { sys::cuStreamDestroy_v2(stream) }), 0);
+    assert!(get(host, 0).is_nan());
+    // SAFETY: it takes nothing.
+    assert_eq!(raw(unsafe { sys::cuCtxSynchronize() }), 0);
+    assert_eq!(get(host, 0), 2.0);
+    assert_eq!(bench.free(a), 0);
+    bench.no_report();
+}
+
+#[test]
 fn copies_of_pinned_memory_on_two_streams_need_an_edge() {
     let bench = Bench::new();
     let (one, two) = (bench.stream(), bench.stream());

@@ -11,4 +11,5 @@ mod loading;
 mod matmul;
 mod memory;
 mod modules;
+mod safe;
 mod streams;

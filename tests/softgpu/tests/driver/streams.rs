@@ -161,6 +161,11 @@ fn memory_of_a_stream_is_not_there_for_others_yet() {
     bench.one_report("stream race: the free on stream 1 and kernel fill on stream 2");
     assert_eq!(free(a, two), 0);
     bench.no_report();
+
+    let c = allocate();
+    assert_eq!(bench.synchronize(one), 0);
+    assert_eq!(bench.fill(two, c, 1.0, 64), 0);
+    bench.no_report();
 }
 
 #[test]
