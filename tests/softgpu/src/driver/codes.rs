@@ -1,0 +1,62 @@
+//! Results of the driver's functions.
+
+use std::ffi::{CStr, c_int};
+
+/// A `CUresult` other than success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Code(pub(crate) c_int);
+
+/// What a function of the driver comes to.
+pub(crate) type Outcome<T> = Result<T, Code>;
+
+macro_rules! codes {
+    ($($short:ident = $value:literal $long:literal;)*) => {
+        impl Code {
+            $(pub(crate) const $short: Self = Self($value);)*
+
+            /// The name that the driver documents for the number.
+            pub(crate) fn name(self) -> Option<&'static CStr> {
+                match self.0 {
+                    0 => Some(c"CUDA_SUCCESS"),
+                    $($value => Some($long),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    INVALID_VALUE = 1 c"CUDA_ERROR_INVALID_VALUE";
+    OUT_OF_MEMORY = 2 c"CUDA_ERROR_OUT_OF_MEMORY";
+    NOT_INITIALIZED = 3 c"CUDA_ERROR_NOT_INITIALIZED";
+    DEVICE_UNAVAILABLE = 46 c"CUDA_ERROR_DEVICE_UNAVAILABLE";
+    NO_DEVICE = 100 c"CUDA_ERROR_NO_DEVICE";
+    INVALID_DEVICE = 101 c"CUDA_ERROR_INVALID_DEVICE";
+    INVALID_CONTEXT = 201 c"CUDA_ERROR_INVALID_CONTEXT";
+    NO_BINARY_FOR_GPU = 209 c"CUDA_ERROR_NO_BINARY_FOR_GPU";
+    INVALID_PTX = 218 c"CUDA_ERROR_INVALID_PTX";
+    UNSUPPORTED_PTX_VERSION = 222 c"CUDA_ERROR_UNSUPPORTED_PTX_VERSION";
+    FILE_NOT_FOUND = 301 c"CUDA_ERROR_FILE_NOT_FOUND";
+    INVALID_HANDLE = 400 c"CUDA_ERROR_INVALID_HANDLE";
+    ILLEGAL_STATE = 401 c"CUDA_ERROR_ILLEGAL_STATE";
+    NOT_FOUND = 500 c"CUDA_ERROR_NOT_FOUND";
+    NOT_READY = 600 c"CUDA_ERROR_NOT_READY";
+    ILLEGAL_ADDRESS = 700 c"CUDA_ERROR_ILLEGAL_ADDRESS";
+    CONTEXT_IS_DESTROYED = 709 c"CUDA_ERROR_CONTEXT_IS_DESTROYED";
+    HOST_MEMORY_ALREADY_REGISTERED = 712 c"CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED";
+    HOST_MEMORY_NOT_REGISTERED = 713 c"CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED";
+    MISALIGNED_ADDRESS = 716 c"CUDA_ERROR_MISALIGNED_ADDRESS";
+    LAUNCH_FAILED = 719 c"CUDA_ERROR_LAUNCH_FAILED";
+    NOT_SUPPORTED = 801 c"CUDA_ERROR_NOT_SUPPORTED";
+    CAPTURE_UNSUPPORTED = 900 c"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED";
+    CAPTURE_INVALIDATED = 901 c"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED";
+    CAPTURE_MERGE = 902 c"CUDA_ERROR_STREAM_CAPTURE_MERGE";
+    CAPTURE_UNMATCHED = 903 c"CUDA_ERROR_STREAM_CAPTURE_UNMATCHED";
+    CAPTURE_UNJOINED = 904 c"CUDA_ERROR_STREAM_CAPTURE_UNJOINED";
+    CAPTURE_ISOLATION = 905 c"CUDA_ERROR_STREAM_CAPTURE_ISOLATION";
+    CAPTURE_IMPLICIT = 906 c"CUDA_ERROR_STREAM_CAPTURE_IMPLICIT";
+    CAPTURED_EVENT = 907 c"CUDA_ERROR_CAPTURED_EVENT";
+    CAPTURE_WRONG_THREAD = 908 c"CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD";
+    UNKNOWN = 999 c"CUDA_ERROR_UNKNOWN";
+}
