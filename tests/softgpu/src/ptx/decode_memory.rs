@@ -84,8 +84,7 @@ impl<'a> Decoder<'a> {
         let Arg::Address(base, offset) = arg else {
             return Err("expected an address".into());
         };
-        if base.starts_with('%') {
-            let reg = self.register(base)?;
+        if let Ok(reg) = self.register(base) {
             return match reg.class {
                 Class::B32 | Class::B64 => Ok((reg, *offset)),
                 _ => Err("an address in a narrow register".into()),

@@ -134,14 +134,15 @@ impl Machine<'_> {
                 let (mut out, mut inside, mut out_defined) = ([0; 32], 0, 0);
                 for lane in lanes(lanes_in) {
                     let (source, within) = source(mode, lane as u32, amounts[lane], clamps[lane]);
-                    if lanes_in >> source & 1 == 0 || named >> source & 1 == 0 {
-                        let what =
-                            format!("a shuffle reads lane {source}, which does not take part");
+                    let takes_part = lanes_in & named & 1 << source != 0;
+                    if !takes_part {
+                        let what = format!("a shuffle reads lane {source}, which does not take part");
                         self.find(Check::ShuffleSource, line, warp, lane, &what);
                     }
                     out[lane] = values[source as usize];
                     inside |= u32::from(within) << lane;
-                    out_defined |= (defined >> source & 1) << lane;
+                    // What comes from a lane that takes no part is told once, here.
+                    out_defined |= (defined >> source & 1 | u32::from(!takes_part)) << lane;
                 }
                 warp.regs.write32(d, lanes_in, &out, out_defined);
                 if let Some(p) = p {

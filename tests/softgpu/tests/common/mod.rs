@@ -1,8 +1,50 @@
 //! A device as tests use it: memory, a module, launches.
 #![allow(dead_code, clippy::unwrap_used)] // Each test program uses a part of this.
 
+#[cfg(feature = "nvrtc")]
+pub mod nvrtc;
+
 use softgpu::ptx::{self, Kernel};
 use softgpu::vm::{self, Launch, Mem, Options, Report};
+
+/// The PTX of a file of kernels for each architecture: made by NVRTC now, or as committed.
+#[cfg(feature = "nvrtc")]
+pub fn texts(name: &str) -> Vec<(u32, String)> {
+    use std::collections::HashMap;
+    use std::sync::Mutex;
+    type Made = HashMap<String, Vec<(u32, String)>>;
+    static MADE: Mutex<Option<Made>> = Mutex::new(None);
+    let mut made = MADE.lock().unwrap_or_else(|e| e.into_inner());
+    let path = format!("{}/kernels/{name}.cu", env!("CARGO_MANIFEST_DIR"));
+    let texts = made
+        .get_or_insert_with(HashMap::new)
+        .entry(name.to_owned())
+        .or_insert_with(|| {
+            let source = std::fs::read_to_string(path).unwrap();
+            let compile =
+                |arch| nvrtc::compile(&source, &format!("{name}.cu"), arch, &["-lineinfo"]);
+            [80, 90, 100].map(|arch| (arch, compile(arch))).to_vec()
+        });
+    texts.clone()
+}
+
+/// The PTX of a file of kernels for each architecture: made by NVRTC now, or as committed.
+#[cfg(not(feature = "nvrtc"))]
+pub fn texts(name: &str) -> Vec<(u32, String)> {
+    let path = |arch| {
+        format!(
+            "{}/kernels/ptx/{name}.{arch}.ptx",
+            env!("CARGO_MANIFEST_DIR")
+        )
+    };
+    let texts = [80, 90, 100].map(|arch| (arch, std::fs::read_to_string(path(arch))));
+    let texts: Vec<_> = texts
+        .into_iter()
+        .filter_map(|(arch, text)| Some((arch, text.ok()?)))
+        .collect();
+    assert!(!texts.is_empty(), "no PTX of {name} is committed");
+    texts
+}
 
 /// Numbers that device memory holds.
 pub trait Scalar: Copy {
@@ -38,7 +80,11 @@ pub struct Device {
 impl Device {
     /// A device with the kernels of `text` loaded.
     pub fn new(text: &str) -> Device {
-        let kernels = ptx::parse(text).unwrap_or_else(|e| panic!("{e}"));
+        Device::with(ptx::parse(text).unwrap_or_else(|e| panic!("{e}")))
+    }
+
+    /// A device with `kernels` loaded.
+    pub fn with(kernels: Vec<Kernel>) -> Device {
         Device {
             mem: Mem::default(),
             kernels,
