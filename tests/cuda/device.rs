@@ -15,7 +15,7 @@ pub fn packages() -> PathBuf {
 /// Makes NVRTC known to this process, where a system has not its own.
 pub fn load_nvrtc() {
     #[cfg(not(feature = "gpu-tests"))]
-    Gpu::load_nvrtc_from(&packages().join("cuda_nvrtc/lib")).unwrap();
+    Gpu::load_nvrtc().unwrap();
 }
 
 /// Options of the tests: kernels are kept beside what cargo builds.

@@ -177,20 +177,26 @@ fn beside_executable(name: &str) -> Result<PathBuf, LoadError> {
 /// The variable that names the folder of NVRTC's libraries.
 const NVRTC: &str = "VELORA_NVRTC";
 
-/// `libnvrtc.so.*` and `libnvrtc-builtins.so.*` in the folder that `VELORA_NVRTC` names.
+/// The folder that `VELORA_NVRTC` names; without it that of the package in `target/venv-cuda`.
+fn nvrtc_folder() -> Result<PathBuf, LoadError> {
+    if let Some(folder) = std::env::var_os(NVRTC) {
+        return Ok(folder.into());
+    }
+    let environment = beside_executable("../venv-cuda")
+        .or_else(|_| beside_executable("../../venv-cuda"))
+        .map(|folder| folder.join("lib/python3.11/site-packages/nvidia/cuda_nvrtc/lib"));
+    environment.map_err(|_| {
+        LoadError(format!(
+            "there is no target/venv-cuda (see docs/cuda.md), and {NVRTC} is not set: it has to name the folder \
+             that holds libnvrtc.so.12"
+        ))
+    })
+}
+
+/// `libnvrtc.so.*` and `libnvrtc-builtins.so.*` in their folder.
 fn nvrtc_files() -> Result<Vec<PathBuf>, LoadError> {
-    let folder = std::env::var_os(NVRTC).ok_or_else(|| {
-        LoadError(format!(
-            "{NVRTC} is not set: it has to name the folder that holds libnvrtc.so.12 \
-             (`pip install nvidia-cuda-nvrtc-cu12` brings one, nvidia/cuda_nvrtc/lib)"
-        ))
-    })?;
-    let fail = |why: String| {
-        LoadError(format!(
-            "{NVRTC} names {}: {why}",
-            Path::new(&folder).display()
-        ))
-    };
+    let folder = nvrtc_folder()?;
+    let fail = |why: String| LoadError(format!("NVRTC in {}: {why}", folder.display()));
     let entries = std::fs::read_dir(&folder).map_err(|error| fail(error.to_string()))?;
     let mut files: Vec<PathBuf> = entries
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
@@ -259,11 +265,11 @@ impl Gpu {
         })
     }
 
-    /// Loads the real NVRTC from the folder that `VELORA_NVRTC` names.
+    /// Loads the real NVRTC, from the folder that `VELORA_NVRTC` names or from `target/venv-cuda`.
     ///
     /// # Errors
     ///
-    /// If the variable is not set, or there is no NVRTC in its folder.
+    /// If there is no NVRTC.
     pub fn load_nvrtc() -> Result<(), LoadError> {
         static LOADED: OnceLock<Result<(), LoadError>> = OnceLock::new();
         LOADED

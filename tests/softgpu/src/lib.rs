@@ -8,12 +8,8 @@
 pub mod control;
 mod driver;
 mod matmul;
-#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::undocumented_unsafe_blocks)]
-#[rustfmt::skip]
 pub mod ptx;
 pub mod touched;
-#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::undocumented_unsafe_blocks)]
-#[rustfmt::skip]
 pub mod vm;
 
 pub use control::{Allocation, Fault, Gpu, LoadError};

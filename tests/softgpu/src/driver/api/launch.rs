@@ -43,6 +43,33 @@ fn read_parameters(sizes: &[(usize, usize)], from: *const *const u8) -> Outcome<
     Ok(bytes)
 }
 
+/// The bytes of all parameters, as the list `extra` gives them: a buffer, its size, and the end of the list.
+/// `None` where the list is another.
+///
+/// # Safety
+///
+/// `from` leads to a list that ends as the driver says, and the buffer has as many bytes as its size tells.
+unsafe fn read_buffer(from: *const usize) -> Option<Vec<u8>> {
+    let (mut buffer, mut size) = (None, None);
+    for pair in 0.. {
+        // SAFETY: not behind the end, which the caller promises.
+        let kind = unsafe { *from.add(2 * pair) };
+        if kind == 0 {
+            break;
+        }
+        // SAFETY: as above; a kind that is not the end has a value.
+        let value = unsafe { *from.add(2 * pair + 1) };
+        match kind {
+            1 => buffer = Some(value as *const u8),
+            2 => size = Some(value as *const usize),
+            _ => return None,
+        }
+    }
+    let (buffer, size) = (buffer?, size?);
+    // SAFETY: the caller promises a size, and a buffer of it.
+    Some(unsafe { std::slice::from_raw_parts(buffer, *size) }.to_vec())
+}
+
 impl Driver {
     fn launch_call(
         &mut self,
@@ -54,8 +81,25 @@ impl Driver {
     ) -> Outcome<()> {
         let sizes = self.prepare_launch(function, shape)?;
         if !extra.is_null() {
-            self.report("parameters by `extra` are not supported here".to_string());
-            return Err(Code::NOT_SUPPORTED);
+            let expected = (sizes.iter().map(|(offset, size)| offset + size))
+                .max()
+                .unwrap_or(0);
+            // SAFETY: the caller of the driver promises such a list.
+            let given = unsafe { read_buffer(extra.cast()) };
+            let given = given.filter(|_| parameters.is_null());
+            let Some(given) = given else {
+                self.report("parameters are given in two ways, or in none".to_string());
+                return Err(Code::INVALID_VALUE);
+            };
+            // Hardware takes what is there.
+            if given.len() != expected {
+                let found = given.len();
+                self.report(format!(
+                    "a kernel with {expected} bytes of arguments is launched with {found}"
+                ));
+                return Err(Code::INVALID_VALUE);
+            }
+            return self.launch(function, shape, given, stream);
         }
         if !sizes.is_empty() && parameters.is_null() {
             self.report("a kernel with parameters is launched without".to_string());

@@ -1,0 +1,351 @@
+//! Races, by happens-before: each cell of memory remembers who last wrote, read and atomically updated it, and
+//! when in the order of synchronisation. Whether two accesses are ordered depends on barriers alone, not on the
+//! order in which the interpreter happens to run warps.
+//!
+//! A record packs into 64 bits: the run of a block (32), the thread in it (10), the time (19), whether it read
+//! through the read-only cache (1), and how many threads it stands for (2).
+
+/// Time counts the synchronisations of a block; a warp's lanes take a new time after each that they take part
+/// in. It must stay below this.
+pub(super) const MAX_TIME: u32 = 1 << 19;
+
+const READ_ONLY: u64 = 1 << 2;
+const EXTENT: u64 = 3;
+/// Several lanes of one warp.
+const WARP: u64 = 1;
+/// Several warps of one block.
+const BLOCK: u64 = 2;
+/// Several blocks.
+const GRID: u64 = 3;
+
+/// A record of an access by one thread.
+pub(super) fn record(run: u32, thread: u32, time: u32) -> u64 {
+    u64::from(run) << 32 | u64::from(thread) << 22 | u64::from(time) << 3
+}
+
+fn run_of(record: u64) -> u32 {
+    (record >> 32) as u32
+}
+
+/// The thread in its block that a record names.
+pub(super) fn thread_of(record: u64) -> u32 {
+    (record >> 22) as u32 & 0x3ff
+}
+
+fn time_of(record: u64) -> u32 {
+    (record >> 3) as u32 & (MAX_TIME - 1)
+}
+
+/// The number of the run of the block that a record names.
+pub(super) fn run_number(record: u64) -> u32 {
+    run_of(record)
+}
+
+/// What one lane of a warp knows of the order of synchronisation.
+#[derive(Clone, Copy)]
+pub(super) struct Observer<'a> {
+    /// The lane's own record, as of now.
+    pub(super) me: u64,
+    /// Records below this belong to earlier launches (for shared memory: to earlier blocks).
+    pub(super) first: u64,
+    /// Runs from this to before its own belong to the same block, before a barrier.
+    pub(super) first_run: u32,
+    /// Accesses of the block before this time are ordered for all its threads.
+    pub(super) block_time: u32,
+    /// Accesses of the warp before this time are ordered for all its lanes.
+    pub(super) warp_time: u32,
+    /// For each lane of the warp the time before which its accesses are ordered for this lane.
+    pub(super) known: Option<&'a [u32; 32]>,
+}
+
+impl Observer<'_> {
+    fn ordered(&self, record: u64) -> bool {
+        if run_of(record) != run_of(self.me) {
+            return run_of(record) >= self.first_run
+                && run_of(record) < run_of(self.me)
+                && record & EXTENT != GRID;
+        }
+        let extent = record & EXTENT;
+        let time = time_of(record);
+        if extent == GRID {
+            return false;
+        }
+        if time < self.block_time || (extent == 0 && (record ^ self.me) >> 22 == 0) {
+            return true;
+        }
+        if extent == BLOCK || thread_of(record) >> 5 != thread_of(self.me) >> 5 {
+            return false;
+        }
+        if time < self.warp_time {
+            return true;
+        }
+        match self.known {
+            Some(known) if extent == 0 => time < known[thread_of(record) as usize & 31],
+            Some(known) => known.iter().all(|t| time < *t),
+            None => false,
+        }
+    }
+
+    fn current(&self, record: u64) -> bool {
+        record >= self.first
+    }
+
+    /// The record of `old` and this lane together.
+    fn join(&self, old: u64, flags: u64) -> u64 {
+        let keep = old & READ_ONLY | flags;
+        if !self.current(old) {
+            return self.me | flags;
+        }
+        if self.ordered(old) {
+            return self.me | keep;
+        }
+        let same_block = run_of(old) == run_of(self.me) || run_of(old) >= self.first_run;
+        let extent = if !same_block || old & EXTENT == GRID {
+            GRID
+        } else if old & EXTENT == BLOCK || thread_of(old) >> 5 != thread_of(self.me) >> 5 {
+            BLOCK
+        } else {
+            WARP
+        };
+        // The later of both times: whoever is ordered after that is ordered after both.
+        let time = if run_of(old) == run_of(self.me) {
+            time_of(old).max(time_of(self.me))
+        } else {
+            time_of(self.me)
+        };
+        record(run_of(self.me), thread_of(self.me), time) | keep | extent
+    }
+}
+
+/// Two accesses without order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Conflict {
+    pub(super) what: &'static str,
+    /// The record of the earlier of the two.
+    pub(super) other: u64,
+    /// Whether the fault is a read through the read-only cache of what the launch writes.
+    pub(super) read_only: bool,
+}
+
+/// The kinds of accesses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Access {
+    Read,
+    /// Through the read-only cache.
+    ReadOnly,
+    Write,
+    Atomic,
+}
+
+/// The records of one allocation.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Shadow {
+    /// Log2 of the bytes of a cell. Cells become finer with the first access that is smaller, so that
+    /// neighbours never share one.
+    shift: u32,
+    /// Last write and reads since, per cell.
+    cells: Vec<[u64; 2]>,
+    /// Last atomic updates; empty until there is one.
+    atomics: Vec<u64>,
+}
+
+impl Shadow {
+    /// Prepares for accesses of elements of `size` bytes in `bytes` bytes.
+    #[inline]
+    pub(super) fn prepare(&mut self, bytes: usize, size: usize) {
+        let shift = size.trailing_zeros().min(2);
+        if self.cells.is_empty() {
+            self.shift = shift;
+            self.cells = vec![[0; 2]; (bytes >> shift) + 1];
+        } else if shift < self.shift {
+            let times = 1 << (self.shift - shift);
+            self.cells = self
+                .cells
+                .iter()
+                .flat_map(|c| std::iter::repeat_n(*c, times))
+                .collect();
+            self.atomics = self
+                .atomics
+                .iter()
+                .flat_map(|c| std::iter::repeat_n(*c, times))
+                .collect();
+            self.shift = shift;
+        }
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        self.cells.clear();
+        self.atomics.clear();
+    }
+
+    /// Reads of 32 lanes, side by side, of `size` bytes each from `offset`. Returns the lanes that need
+    /// [`Shadow::access`] instead: those whose cells were written in this launch.
+    #[inline]
+    pub(super) fn read_row(
+        &mut self,
+        offset: usize,
+        size: usize,
+        me: &[u64; 32],
+        first: u64,
+        flags: u64,
+    ) -> u32 {
+        let per_lane = size >> self.shift;
+        let start = offset >> self.shift;
+        let mut left = 0;
+        if !self.atomics.is_empty() || per_lane == 0 {
+            return u32::MAX;
+        }
+        let cells = &mut self.cells[start..start + per_lane * 32];
+        for (lane, group) in cells.chunks_exact_mut(per_lane).enumerate() {
+            let mut slow = false;
+            for cell in group.iter() {
+                let fresh = cell[1] < first;
+                let same = (cell[1] ^ me[lane]) >> 22 == 0 && cell[1] & EXTENT == 0;
+                slow |= cell[0] >= first || !(fresh || same || cell[1] & EXTENT == GRID);
+            }
+            if slow {
+                left |= 1 << lane;
+                continue;
+            }
+            for cell in group {
+                if cell[1] < first {
+                    cell[1] = me[lane] | flags;
+                } else if cell[1] & EXTENT != GRID {
+                    cell[1] = me[lane] | cell[1] & READ_ONLY | flags;
+                } else {
+                    cell[1] |= flags;
+                }
+            }
+        }
+        left
+    }
+
+    /// Writes of 32 lanes, side by side. Returns the lanes that need [`Shadow::access`] instead: those whose
+    /// cells other threads accessed in this launch.
+    #[inline]
+    pub(super) fn write_row(
+        &mut self,
+        offset: usize,
+        size: usize,
+        me: &[u64; 32],
+        first: u64,
+    ) -> u32 {
+        let per_lane = size >> self.shift;
+        let start = offset >> self.shift;
+        let mut left = 0;
+        if !self.atomics.is_empty() || per_lane == 0 {
+            return u32::MAX;
+        }
+        let cells = &mut self.cells[start..start + per_lane * 32];
+        for (lane, group) in cells.chunks_exact_mut(per_lane).enumerate() {
+            let own =
+                |r: u64| r < first || ((r ^ me[lane]) >> 22 == 0 && r & (EXTENT | READ_ONLY) == 0);
+            if group.iter().all(|cell| own(cell[0]) && own(cell[1])) {
+                group.fill([me[lane], 0]);
+            } else {
+                left |= 1 << lane;
+            }
+        }
+        left
+    }
+
+    /// The flag of a read through the read-only cache.
+    pub(super) fn flags(access: Access) -> u64 {
+        if access == Access::ReadOnly {
+            READ_ONLY
+        } else {
+            0
+        }
+    }
+
+    /// One lane's access of `size` bytes at `offset`: what it conflicts with.
+    pub(super) fn access(
+        &mut self,
+        offset: usize,
+        size: usize,
+        access: Access,
+        by: &Observer,
+    ) -> Option<Conflict> {
+        let range = offset >> self.shift..(offset + size).div_ceil(1 << self.shift);
+        if access == Access::Atomic && self.atomics.is_empty() {
+            self.atomics = vec![0; self.cells.len()];
+        }
+        let mut found = None;
+        for index in range {
+            let atomic = self.atomics.get(index).copied().unwrap_or(0);
+            let conflict = check_cell(&self.cells[index], atomic, access, by);
+            found = found.or(conflict);
+            let cell = &mut self.cells[index];
+            match access {
+                Access::Read | Access::ReadOnly => cell[1] = by.join(cell[1], Self::flags(access)),
+                Access::Write => {
+                    *cell = [by.me, 0];
+                    if let Some(atomic) = self.atomics.get_mut(index) {
+                        *atomic = 0;
+                    }
+                }
+                Access::Atomic => self.atomics[index] = by.join(atomic, 0),
+            }
+        }
+        found
+    }
+}
+
+fn check_cell(cell: &[u64; 2], atomic: u64, access: Access, by: &Observer) -> Option<Conflict> {
+    let [write, read] = *cell;
+    let conflict = |what, other| {
+        Some(Conflict {
+            what,
+            other,
+            read_only: false,
+        })
+    };
+    let stale = |other| {
+        Some(Conflict {
+            what: "",
+            other,
+            read_only: true,
+        })
+    };
+    let races = |record| by.current(record) && !by.ordered(record);
+    match access {
+        Access::ReadOnly if by.current(write) => return stale(write),
+        Access::ReadOnly if by.current(atomic) => return stale(atomic),
+        Access::Write | Access::Atomic if by.current(read) && read & READ_ONLY != 0 => {
+            return stale(read);
+        }
+        _ => {}
+    }
+    if races(write) {
+        let what = match access {
+            Access::Read | Access::ReadOnly => "read after write",
+            Access::Write => "write after write",
+            Access::Atomic => "atomic update after write",
+        };
+        return conflict(what, write);
+    }
+    if access != Access::Atomic && races(atomic) {
+        let write = access == Access::Write;
+        return conflict(
+            if write {
+                "write after atomic update"
+            } else {
+                "read after atomic update"
+            },
+            atomic,
+        );
+    }
+    if matches!(access, Access::Write | Access::Atomic) && races(read) {
+        let write = access == Access::Write;
+        return conflict(
+            if write {
+                "write after read"
+            } else {
+                "atomic update after read"
+            },
+            read,
+        );
+    }
+    None
+}
