@@ -427,14 +427,16 @@ fn approximations_err_within_their_bounds_and_do_err() {
         .collect();
     // Absolute bounds as functions of the argument, from the PTX manual's for the instruction behind.
     let half_ulp = |v: f64| f64::from((v as f32).abs().next_up() - (v as f32).abs()) / 2.0;
+    type Exact = fn(f64, f64) -> f64;
     type Bound<'a> = &'a dyn Fn(f64, f64) -> f64;
-    let cases: [(&str, fn(f64, f64) -> f64, Bound); 4] = [
+    let cases: [(&str, Exact, Bound); 4] = [
         ("fast_sin", |x, _| x.sin(), &|_, _| 2f64.powf(-20.5)),
         ("fast_cos", |x, _| x.cos(), &|_, _| 2f64.powf(-20.5)),
         ("fast_div", |x, y| x / y, &|x, y| 4.0 * half_ulp(x / y)),
         // The argument times log2(e) is rounded before 2 to its power is taken with 2 units of error.
         ("fast_exp", |x, _| x.exp(), &|x, _| {
-            4.0 * half_ulp(x.exp()) + x.exp() * std::f64::consts::LN_2 * half_ulp(x * 1.4427) * 2.1
+            4.0 * half_ulp(x.exp())
+                + x.exp() * std::f64::consts::LN_2 * half_ulp(x * std::f64::consts::LOG2_E) * 2.1
         }),
     ];
     for (_, text) in texts("math") {

@@ -1,8 +1,9 @@
 //! Memory, and what lanes and threads do together.
 
-use super::decode::{Decoded, Decoder, Place};
 use super::decode_ops::{Mods, expect, scalar};
 use super::inst::*;
+use super::module::Decoded;
+use super::operands::{Decoder, Place};
 use super::syntax::Arg;
 
 /// Modifiers that say how to cache, which changes nothing here.

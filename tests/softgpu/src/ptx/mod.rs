@@ -2,11 +2,14 @@
 //! refused here, with its line.
 
 mod decode;
+mod decode_float;
+mod decode_integer;
 mod decode_memory;
 mod decode_ops;
-/// Decoded instructions.
-pub mod inst;
+pub(crate) mod inst;
 mod lexer;
+mod module;
+mod operands;
 mod syntax;
 
 use inst::{Inst, Slot32, Slot64, SlotPred};
@@ -52,7 +55,7 @@ pub struct Kernel {
     /// Threads per block that `__launch_bounds__` promises, and whether exactly these.
     pub threads: Option<(u32, bool)>,
     /// Its instructions, then those of the functions it calls.
-    pub code: Vec<Inst>,
+    pub(crate) code: Vec<Inst>,
     pub(crate) slots32: Vec<Slot32>,
     pub(crate) slots64: Vec<Slot64>,
     pub(crate) preds: Vec<SlotPred>,
@@ -77,5 +80,5 @@ pub struct Kernel {
 pub fn parse(text: &str) -> Result<Vec<Kernel>, String> {
     let (tokens, source_lines) = lexer::lex(text)?;
     let file = syntax::Parser::new(tokens).file()?;
-    decode::module(text, source_lines, &file)
+    module::module(text, source_lines, &file)
 }

@@ -127,12 +127,6 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn take_word(&mut self, word: &str) -> bool {
-        let there = self.peek() == Some(Token::Word(word));
-        self.at += usize::from(there);
-        there
-    }
-
     fn word(&mut self) -> Parsed<&'a str> {
         match self.peek() {
             Some(Token::Word(word)) => {

@@ -546,7 +546,7 @@ fn by_lane(regs: &mut Registers, op: &Op, mask: u32, worst: bool) -> bool {
             });
         }
         Op::IsSpace { space, d, a } => each!(pred(d), [r64(a)], |[a]: [u64; 1]| {
-            u64::from(super::access::space_of(a) == space)
+            u64::from(super::place::space_of(a) == space)
         }),
         _ => return false,
     }

@@ -103,14 +103,13 @@ impl Machine<'_> {
         named: u32,
         line: u32,
     ) {
-        if what == Collective::BarWarp || self.options.shuffles_order {
-            if warp.touched {
-                let time = self.tick(line, warp);
-                if lanes_in == warp.lanes {
-                    warp.synchronise_all(self.run, time);
-                } else {
-                    warp.synchronise(lanes_in, self.run, time);
-                }
+        let orders = what == Collective::BarWarp || self.options.shuffles_order;
+        if orders && warp.touched {
+            let time = self.tick(line, warp);
+            if lanes_in == warp.lanes {
+                warp.synchronise_all(self.run, time);
+            } else {
+                warp.synchronise(lanes_in, self.run, time);
             }
         }
         match what {
@@ -136,7 +135,8 @@ impl Machine<'_> {
                     let (source, within) = source(mode, lane as u32, amounts[lane], clamps[lane]);
                     let takes_part = lanes_in & named & 1 << source != 0;
                     if !takes_part {
-                        let what = format!("a shuffle reads lane {source}, which does not take part");
+                        let what =
+                            format!("a shuffle reads lane {source}, which does not take part");
                         self.find(Check::ShuffleSource, line, warp, lane, &what);
                     }
                     out[lane] = values[source as usize];

@@ -5,12 +5,14 @@
 mod access;
 mod alu;
 mod approx;
+mod atomic;
 mod check;
 mod collective;
 mod convert;
 mod float;
 mod integer;
 mod memory;
+mod place;
 mod round;
 mod schedule;
 mod shadow;
@@ -20,8 +22,9 @@ pub use check::{Check, Checks, Options, Report};
 pub use memory::{Alloc, Mem};
 
 use crate::ptx::Kernel;
-use access::Shared;
+
 use check::Site;
+use place::Shared;
 use shadow::Conflict;
 use warp::{Frame, Warp, thread_index};
 
@@ -41,6 +44,13 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
     /// Bytes of dynamic shared memory.
     pub dyn_shared: usize,
+}
+
+/// An instruction: its index, and its line of the PTX text.
+#[derive(Clone, Copy)]
+struct At {
+    pc: usize,
+    line: u32,
 }
 
 /// What a launch works with.

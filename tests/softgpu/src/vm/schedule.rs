@@ -1,7 +1,7 @@
 //! Runs the warps of a block: which lanes go on, where they part and meet, and the block's barriers.
 
 use super::warp::{Group, Wait, Warp, lanes};
-use super::{Check, Machine, alu, shadow};
+use super::{At, Check, Machine, alu, shadow};
 use crate::ptx::inst::{BarReduce, Inst, Op};
 
 impl Machine<'_> {
@@ -109,7 +109,15 @@ impl Machine<'_> {
             }
             if mask != 0 {
                 let plain = alu::execute(&mut warp.regs, &inst.op, mask, self.options.worst_approx)
-                    || self.memory(warp, pc, &inst.op, mask, inst.line);
+                    || self.memory(
+                        warp,
+                        At {
+                            pc,
+                            line: inst.line,
+                        },
+                        &inst.op,
+                        mask,
+                    );
                 if !plain {
                     match self.control(warp, group, inst, mask) {
                         Some(same) => group = same,

@@ -41,6 +41,8 @@ fn default_path() -> String {
     format!("{root}/{python}/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12")
 }
 
+// The types of the functions are those of the fields.
+#[allow(clippy::missing_transmute_annotations)]
 fn nvrtc() -> &'static Nvrtc {
     static LOADED: OnceLock<Nvrtc> = OnceLock::new();
     LOADED.get_or_init(|| {
