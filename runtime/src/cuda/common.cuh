@@ -129,3 +129,33 @@ __device__ __forceinline__ void report(Report* report, u32 check, i64 position, 
     report->value = value;
   }
 }
+
+// Elements that lie side by side, moved at once; at most 16 bytes.
+template <typename T, int N> struct Pack { T at[N]; };
+template <int BYTES> struct Raw;
+template <> struct Raw<1> { typedef u8 Type; };
+template <> struct Raw<2> { typedef u16 Type; };
+template <> struct Raw<4> { typedef u32 Type; };
+template <> struct Raw<8> { typedef uint2 Type; };
+template <> struct Raw<16> { typedef uint4 Type; };
+template <int N, typename T> __device__ __forceinline__ Pack<T, N> load_pack(const T* from) {
+  typedef typename Raw<sizeof(T) * N>::Type Whole;
+  const Whole whole = *reinterpret_cast<const Whole*>(from);
+  Pack<T, N> pack;
+  memcpy(&pack, &whole, sizeof(pack));
+  return pack;
+}
+template <typename T, int N> __device__ __forceinline__ void store_pack(T* to, const Pack<T, N>& pack) {
+  typedef typename Raw<sizeof(T) * N>::Type Whole;
+  Whole whole;
+  memcpy(&whole, &pack, sizeof(pack));
+  *reinterpret_cast<Whole*>(to) = whole;
+}
+
+// Division by a number that the host knows (`Divisor` of the launcher): a product and a shift for what has
+// 32 bits.
+struct Divisor { u64 divisor; u32 multiplier, shift; };
+__device__ __forceinline__ u64 quotient(u64 n, const Divisor& by) {
+  if (n >> 32) return n / by.divisor;
+  return ((u64)__umulhi((u32)n, by.multiplier) + (u32)n) >> by.shift;
+}

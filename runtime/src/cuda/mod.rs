@@ -23,6 +23,7 @@ mod prepared;
 pub mod random;
 pub mod recurrent;
 pub mod reduce;
+pub mod source;
 mod staging;
 pub mod velora;
 pub mod window;
