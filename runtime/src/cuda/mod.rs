@@ -44,7 +44,17 @@ use thiserror::Error;
 
 /// All sources of kernels but those that are generated.
 pub fn units() -> Vec<Unit> {
-    vec![matmul::UNIT, optimizer::UNIT]
+    vec![
+        index::UNIT,
+        matmul::UNIT,
+        movement::UNIT,
+        optimizer::UNIT,
+        pool::UNIT,
+        random::UNIT,
+        recurrent::UNIT,
+        select::UNIT,
+        window::UNIT,
+    ]
 }
 
 /// What those sources, and generated ones, include.

@@ -7,10 +7,12 @@ mod random;
 mod recurrent;
 mod window;
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+#[cfg(not(feature = "gpu-tests"))]
+use std::path::Path;
 use velora_graph::shapes::DataType;
 use velora_runtime::backend::{Backend, StepContext};
 use velora_runtime::cpu::Cpu;
+use velora_runtime::cuda::compile::Cache;
 use velora_runtime::cuda::{Cuda, Options};
 use velora_runtime::ops::Op;
 use velora_runtime::ops::movement::Movement;
@@ -31,13 +33,48 @@ const CONTEXT: StepContext = StepContext {
     step: 3,
 };
 
-/// The device, for one test at a time: what it reports belongs to that one.
-fn cuda() -> &'static Mutex<Cuda> {
-    static DEVICE: OnceLock<Mutex<Cuda>> = OnceLock::new();
-    DEVICE.get_or_init(|| {
-        softgpu::load();
-        Mutex::new(Cuda::open(Options::default()).unwrap())
-    })
+/// The device, for the tests of one thread: what it reports belongs to them.
+struct Device {
+    // Dropped before the stand-in that it runs on.
+    cuda: Cuda,
+    #[cfg(not(feature = "gpu-tests"))]
+    gpu: softgpu::Gpu,
+}
+
+thread_local! {
+    static DEVICE: Device = Device::new();
+}
+
+impl Device {
+    fn new() -> Self {
+        #[cfg(not(feature = "gpu-tests"))]
+        let gpu = {
+            let packages = "../target/venv-cuda/lib/python3.11/site-packages/nvidia";
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(packages);
+            softgpu::Gpu::load_nvrtc_from(&folder.join("cuda_nvrtc/lib")).unwrap();
+            softgpu::Gpu::exclusive().unwrap()
+        };
+        // Kernels are kept beside what cargo builds.
+        let target = std::env::current_exe().unwrap();
+        let options = Options {
+            cache: Cache::in_folder(target.parent().unwrap().join("cuda-kernels")),
+            ..Options::default()
+        };
+        Device {
+            cuda: Cuda::open(options).unwrap(),
+            #[cfg(not(feature = "gpu-tests"))]
+            gpu,
+        }
+    }
+
+    /// Refuses what the stand-in found wrong.
+    fn assert_clean(&self) {
+        #[cfg(not(feature = "gpu-tests"))]
+        {
+            let reports = self.gpu.take_reports();
+            assert!(reports.is_empty(), "{}", reports.join("\n"));
+        }
+    }
 }
 
 /// A program of one operation. Inputs in `fresh` are copied first, so that they die in the operation and it
@@ -140,8 +177,12 @@ fn try_both(
 ) -> (Result<Vec<Tensor>, String>, Result<Vec<Tensor>, String>) {
     let program = program(op, inputs, outputs, fresh);
     let cpu = execute(&program, &Cpu::new(1).unwrap(), inputs);
-    let device = cuda().lock().unwrap_or_else(PoisonError::into_inner);
-    (cpu, execute(&program, &*device, inputs))
+    let cuda = DEVICE.with(|device| {
+        let found = execute(&program, &device.cuda, inputs);
+        device.assert_clean();
+        found
+    });
+    (cpu, cuda)
 }
 
 /// The same, where neither may fail; outputs in their places.
