@@ -77,6 +77,29 @@ VELORA_INTEGER(u32) VELORA_INTEGER(i32) VELORA_INTEGER(u64) VELORA_INTEGER(i64)
 
 #define FULL_WARP 0xffffffffu
 
+// Division by a number that the host knows: `Divider` of the backend.
+struct Divider { u32 size, factor, shift; };
+
+__device__ __forceinline__ u32 divide(u32 number, const Divider& by) {
+  return (__umulhi(number, by.factor) + number) >> by.shift;
+}
+
+// Elements of a width, where they are moved and not computed with.
+struct alignas(16) Sixteen { u64 low, high; };
+
+// Makes NAME_1, NAME_2, NAME_4 and NAME_8 of a macro that takes a width and a type.
+#define VELORA_WIDTHS(MAKE) MAKE(1, u8) MAKE(2, u16) MAKE(4, u32) MAKE(8, u64)
+
+// The lanes of a full warp that hold the same number, of which `bits` bits count.
+__device__ __forceinline__ u32 warp_peers(u32 number, u32 bits) {
+  u32 peers = FULL_WARP;
+  for (u32 bit = 0; bit < bits; bit++) {
+    const u32 set = __ballot_sync(FULL_WARP, (number >> bit) & 1u);
+    peers &= (number >> bit) & 1u ? set : ~set;
+  }
+  return peers;
+}
+
 template <typename T> __device__ __forceinline__ T warp_sum(T x) {
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes >>= 1) x += __shfl_xor_sync(FULL_WARP, x, lanes);

@@ -9,6 +9,7 @@ pub mod compile;
 pub mod control;
 pub mod dequantize;
 pub mod directions;
+pub mod division;
 pub mod driver;
 pub mod elementwise;
 pub mod encode;
@@ -19,10 +20,12 @@ pub mod matmul;
 pub mod movement;
 pub mod normalize;
 pub mod optimizer;
+mod pool;
 mod prepared;
 pub mod random;
 pub mod recurrent;
 pub mod reduce;
+mod select;
 pub mod source;
 mod staging;
 pub mod velora;
@@ -42,7 +45,17 @@ use thiserror::Error;
 
 /// All sources of kernels but those that are generated.
 pub fn units() -> Vec<Unit> {
-    vec![matmul::UNIT, optimizer::UNIT]
+    vec![
+        index::UNIT,
+        matmul::UNIT,
+        movement::UNIT,
+        optimizer::UNIT,
+        pool::UNIT,
+        random::UNIT,
+        recurrent::UNIT,
+        select::UNIT,
+        window::UNIT,
+    ]
 }
 
 /// What those sources, and generated ones, include.
