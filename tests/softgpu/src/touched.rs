@@ -64,65 +64,82 @@ impl Touch {
 /// Collects the bytes that a kernel touches, one access after the other, in any order.
 #[derive(Debug, Default)]
 pub struct Touched {
-    blocks: BTreeMap<u64, Block>,
+    blocks: BTreeMap<u64, Pages>,
 }
+
+/// The touched parts of a block: launches touch little of a large arena.
+type Pages = Vec<Option<Box<Page>>>;
+
+/// Bytes that a page covers.
+const PAGE: usize = 1 << 16;
 
 /// One bit for each byte.
 #[derive(Debug)]
-struct Block {
-    read: Vec<u64>,
-    written: Vec<u64>,
+struct Page {
+    read: [u64; PAGE / 64],
+    written: [u64; PAGE / 64],
 }
 
 impl Touched {
     /// Notes an access to `len` bytes at `offset` of the block at `base`, which has `size` bytes.
     pub fn note(&mut self, base: u64, size: usize, offset: usize, len: usize, wrote: bool) {
-        let words = size.div_ceil(64);
-        let block = self.blocks.entry(base).or_insert_with(|| Block {
-            read: vec![0; words],
-            written: vec![0; words],
-        });
-        let bits = if wrote {
-            &mut block.written
-        } else {
-            &mut block.read
-        };
+        let empty = || (0..size.div_ceil(PAGE)).map(|_| None).collect();
+        let pages: &mut Pages = self.blocks.entry(base).or_insert_with(empty);
         let (mut at, end) = (offset, (offset + len).min(size));
         while at < end {
+            let page = pages[at / PAGE].get_or_insert_with(|| {
+                Box::new(Page {
+                    read: [0; PAGE / 64],
+                    written: [0; PAGE / 64],
+                })
+            });
+            let bits = if wrote {
+                &mut page.written
+            } else {
+                &mut page.read
+            };
             let count = (64 - at % 64).min(end - at);
-            bits[at / 64] |= (u64::MAX >> (64 - count)) << (at % 64);
+            bits[at % PAGE / 64] |= (u64::MAX >> (64 - count)) << (at % 64);
             at += count;
         }
     }
 
     /// All that was noted, by block, and forgets it.
     pub fn take(&mut self) -> Vec<Touch> {
+        let touch = |(base, pages): (u64, Pages)| Touch {
+            base,
+            reads: ranges(base, &pages, |page| &page.read),
+            writes: ranges(base, &pages, |page| &page.written),
+        };
         std::mem::take(&mut self.blocks)
             .into_iter()
-            .map(|(base, block)| Touch {
-                base,
-                reads: ranges(base, &block.read),
-                writes: ranges(base, &block.written),
-            })
+            .map(touch)
             .collect()
     }
 }
 
 /// The runs of set bits, as addresses.
-fn ranges(base: u64, bits: &[u64]) -> Vec<Range<u64>> {
+fn ranges(
+    base: u64,
+    pages: &[Option<Box<Page>>],
+    bits: impl Fn(&Page) -> &[u64; PAGE / 64],
+) -> Vec<Range<u64>> {
     let mut found: Vec<Range<u64>> = Vec::new();
-    for (index, &word) in bits.iter().enumerate() {
-        let first = base + index as u64 * 64;
-        let mut at = 0;
-        while at < 64 && word >> at != 0 {
-            at += (word >> at).trailing_zeros();
-            let len = (word >> at).trailing_ones();
-            let (start, end) = (first + u64::from(at), first + u64::from(at + len));
-            match found.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => found.push(start..end),
+    for (number, page) in pages.iter().enumerate() {
+        let Some(page) = page else { continue };
+        for (index, &word) in bits(page).iter().enumerate() {
+            let first = base + (number * PAGE + index * 64) as u64;
+            let mut at = 0;
+            while at < 64 && word >> at != 0 {
+                at += (word >> at).trailing_zeros();
+                let len = (word >> at).trailing_ones();
+                let (start, end) = (first + u64::from(at), first + u64::from(at + len));
+                match found.last_mut() {
+                    Some(last) if last.end == start => last.end = end,
+                    _ => found.push(start..end),
+                }
+                at += len;
             }
-            at += len;
         }
     }
     found
@@ -188,6 +205,16 @@ mod tests {
         assert_eq!(touch.reads, [1128..1192]);
         assert_eq!(touch.end(), 1192);
         assert!(touched.take().is_empty());
+    }
+
+    #[test]
+    fn runs_join_across_pages() {
+        let mut touched = Touched::default();
+        let end = 3 * PAGE;
+        touched.note(0, end, PAGE - 4, 8, true);
+        touched.note(0, end, end - 1, 1, true);
+        let (page, end) = (PAGE as u64, end as u64);
+        assert_eq!(touched.take()[0].writes, [page - 4..page + 4, end - 1..end]);
     }
 
     #[test]
