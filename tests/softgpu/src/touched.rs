@@ -61,103 +61,88 @@ impl Touch {
     }
 }
 
-/// Bytes of a page: blocks are large, and a kernel touches few of their pages.
-const PAGE: usize = 64 * WORDS;
-
-/// Words of bits for a page.
-const WORDS: usize = 64;
-
 /// Collects the bytes that a kernel touches, one access after the other, in any order.
 #[derive(Debug, Default)]
 pub struct Touched {
-    /// Where the page of a block is in `pages`.
-    places: BTreeMap<(u64, usize), usize>,
-    pages: Vec<Page>,
-    /// The page that was touched last.
-    last: Option<((u64, usize), usize)>,
+    blocks: BTreeMap<u64, Pages>,
 }
+
+/// The touched parts of a block: launches touch little of a large arena.
+type Pages = Vec<Option<Box<Page>>>;
+
+/// Bytes that a page covers.
+const PAGE: usize = 1 << 16;
 
 /// One bit for each byte.
 #[derive(Debug)]
 struct Page {
-    read: [u64; WORDS],
-    written: [u64; WORDS],
+    read: [u64; PAGE / 64],
+    written: [u64; PAGE / 64],
 }
 
 impl Touched {
     /// Notes an access to `len` bytes at `offset` of the block at `base`, which has `size` bytes.
     pub fn note(&mut self, base: u64, size: usize, offset: usize, len: usize, wrote: bool) {
+        let empty = || (0..size.div_ceil(PAGE)).map(|_| None).collect();
+        let pages: &mut Pages = self.blocks.entry(base).or_insert_with(empty);
         let (mut at, end) = (offset, (offset + len).min(size));
         while at < end {
-            let page = self.page(base, at / PAGE);
+            let page = pages[at / PAGE].get_or_insert_with(|| {
+                Box::new(Page {
+                    read: [0; PAGE / 64],
+                    written: [0; PAGE / 64],
+                })
+            });
             let bits = if wrote {
                 &mut page.written
             } else {
                 &mut page.read
             };
-            let until = end.min((at / PAGE + 1) * PAGE);
-            while at < until {
-                let count = (64 - at % 64).min(until - at);
-                bits[at % PAGE / 64] |= (u64::MAX >> (64 - count)) << (at % 64);
-                at += count;
-            }
+            let count = (64 - at % 64).min(end - at);
+            bits[at % PAGE / 64] |= (u64::MAX >> (64 - count)) << (at % 64);
+            at += count;
         }
-    }
-
-    #[inline]
-    fn page(&mut self, base: u64, number: usize) -> &mut Page {
-        let key = (base, number);
-        let place = match self.last {
-            Some((last, place)) if last == key => place,
-            _ => *self.places.entry(key).or_insert_with(|| {
-                self.pages.push(Page {
-                    read: [0; WORDS],
-                    written: [0; WORDS],
-                });
-                self.pages.len() - 1
-            }),
-        };
-        self.last = Some((key, place));
-        &mut self.pages[place]
     }
 
     /// All that was noted, by block, and forgets it.
     pub fn take(&mut self) -> Vec<Touch> {
-        let Touched { places, pages, .. } = std::mem::take(self);
-        let mut touches: Vec<Touch> = Vec::new();
-        for ((base, number), place) in places {
-            if touches.last().is_none_or(|touch| touch.base != base) {
-                touches.push(Touch {
-                    base,
-                    ..Touch::default()
-                });
-            }
-            if let Some(touch) = touches.last_mut() {
-                let first = base + (number * PAGE) as u64;
-                add_ranges(first, &pages[place].read, &mut touch.reads);
-                add_ranges(first, &pages[place].written, &mut touch.writes);
-            }
-        }
-        touches
+        let touch = |(base, pages): (u64, Pages)| Touch {
+            base,
+            reads: ranges(base, &pages, |page| &page.read),
+            writes: ranges(base, &pages, |page| &page.written),
+        };
+        std::mem::take(&mut self.blocks)
+            .into_iter()
+            .map(touch)
+            .collect()
     }
 }
 
-/// Adds the runs of set bits, as addresses, to ranges that lie before them.
-fn add_ranges(base: u64, bits: &[u64], found: &mut Vec<Range<u64>>) {
-    for (index, &word) in bits.iter().enumerate() {
-        let first = base + index as u64 * 64;
-        let mut at = 0;
-        while at < 64 && word >> at != 0 {
-            at += (word >> at).trailing_zeros();
-            let len = (word >> at).trailing_ones();
-            let (start, end) = (first + u64::from(at), first + u64::from(at + len));
-            match found.last_mut() {
-                Some(last) if last.end == start => last.end = end,
-                _ => found.push(start..end),
+/// The runs of set bits, as addresses.
+fn ranges(
+    base: u64,
+    pages: &[Option<Box<Page>>],
+    bits: impl Fn(&Page) -> &[u64; PAGE / 64],
+) -> Vec<Range<u64>> {
+    let mut found: Vec<Range<u64>> = Vec::new();
+    for (number, page) in pages.iter().enumerate() {
+        let Some(page) = page else { continue };
+        for (index, &word) in bits(page).iter().enumerate() {
+            let first = base + (number * PAGE + index * 64) as u64;
+            let mut at = 0;
+            while at < 64 && word >> at != 0 {
+                at += (word >> at).trailing_zeros();
+                let len = (word >> at).trailing_ones();
+                let (start, end) = (first + u64::from(at), first + u64::from(at + len));
+                match found.last_mut() {
+                    Some(last) if last.end == start => last.end = end,
+                    _ => found.push(start..end),
+                }
+                at += len;
             }
-            at += len;
         }
     }
+    found
 }
 
 /// Sorts ranges and joins those that meet.
@@ -215,13 +200,21 @@ mod tests {
         touched.note(1000, 300, 68, 4, true);
         touched.note(1000, 300, 80, 1, true);
         touched.note(1000, 300, 128, 64, false);
-        // Over the border of two pages.
-        touched.note(1000, 9000, 4090, 16, true);
         let touch = touched.take().remove(0);
-        assert_eq!(touch.writes, [1060..1072, 1080..1081, 5090..5106]);
+        assert_eq!(touch.writes, [1060..1072, 1080..1081]);
         assert_eq!(touch.reads, [1128..1192]);
-        assert_eq!(touch.end(), 5106);
+        assert_eq!(touch.end(), 1192);
         assert!(touched.take().is_empty());
+    }
+
+    #[test]
+    fn runs_join_across_pages() {
+        let mut touched = Touched::default();
+        let end = 3 * PAGE;
+        touched.note(0, end, PAGE - 4, 8, true);
+        touched.note(0, end, end - 1, 1, true);
+        let (page, end) = (PAGE as u64, end as u64);
+        assert_eq!(touched.take()[0].writes, [page - 4..page + 4, end - 1..end]);
     }
 
     #[test]

@@ -241,8 +241,9 @@ impl Algorithm {
             return Some("the algorithm was chosen for another problem".to_string());
         }
         let names = ["A", "B", "C", "D"];
-        let off =
-            (0..4).find(|&i| self.alignment[i] > 0 && !at[i].is_multiple_of(u64::from(self.alignment[i])))?;
+        let off = (0..4).find(|&i| {
+            self.alignment[i] > 0 && !at[i].is_multiple_of(u64::from(self.alignment[i]))
+        })?;
         Some(format!(
             "{} is at {:#x}, but the algorithm was chosen for multiples of {}",
             names[off], at[off], self.alignment[off]
