@@ -353,7 +353,7 @@ fn check_cell(cell: &[u64; 2], atomic: u64, access: Access, by: &Observer) -> Op
 #[cfg(test)]
 mod tests {
     use super::super::warp::{Warp, lanes};
-    use super::{Access, Shadow};
+    use super::{Access, EXTENT, GRID, READ_ONLY, Shadow};
 
     const THREADS: usize = 64;
     const CELLS: usize = 3;
@@ -502,5 +502,89 @@ mod tests {
             early < 200,
             "{early} of 20000 programs reported without a race"
         );
+    }
+
+    /// Rows of 32 lanes take short cuts; what they find and what they leave behind must be what lane after lane
+    /// does.
+    #[test]
+    fn a_row_does_what_its_lanes_do() {
+        let mut found = 0;
+        for seed in 0..3_000 {
+            let mut noise = Noise(seed);
+            let mut warps = [Warp::default(), Warp::default()];
+            for (index, warp) in warps.iter_mut().enumerate() {
+                warp.index = index as u32;
+                warp.lanes = u32::MAX;
+                warp.synchronise_all(1, 1);
+            }
+            let (mut rows, mut single) = (Shadow::default(), Shadow::default());
+            let (size, element) = [(4, 4), (16, 4), (2, 2), (8, 8)][noise.below(4)];
+            rows.prepare(40 * size, element);
+            single.prepare(40 * size, element);
+            let (mut time, mut block_time, mut run) = (1, 1, 1);
+            for _ in 0..12 {
+                let index = noise.below(2);
+                match noise.below(8) {
+                    0 => {
+                        time += 1;
+                        block_time = time;
+                        warps.iter_mut().for_each(|w| w.synchronise_all(run, time));
+                        continue;
+                    }
+                    1 => {
+                        time += 1;
+                        warps[index].synchronise_all(run, time);
+                        continue;
+                    }
+                    2 => {
+                        // Another block.
+                        (run, time, block_time) = (run + 1, 1, 1);
+                        warps.iter_mut().for_each(|w| w.synchronise_all(run, 1));
+                        continue;
+                    }
+                    _ => {}
+                }
+                let kinds = [Access::Read, Access::Read, Access::ReadOnly, Access::Write];
+                let access = kinds[noise.below(4)];
+                let start = noise.below(9) * size;
+                let warp = &warps[index];
+                let first = 1 << 32;
+                let observe = |lane| warp.observer(lane, first, run, block_time);
+                let left = if access == Access::Write {
+                    rows.write_row(start, size, &warp.me, first)
+                } else {
+                    rows.read_row(start, size, &warp.me, first, Shadow::flags(access))
+                };
+                for lane in 0..32 {
+                    let offset = start + lane * size;
+                    let expected = single.access(offset, size, access, &observe(lane));
+                    let got = if left >> lane & 1 == 1 {
+                        rows.access(offset, size, access, &observe(lane))
+                    } else {
+                        None
+                    };
+                    let what = |c: Option<super::Conflict>| c.map(|c| (c.what, c.read_only));
+                    assert_eq!(
+                        what(got),
+                        what(expected),
+                        "seed {seed} lane {lane} {access:?}"
+                    );
+                    found += usize::from(expected.is_some());
+                }
+                // Which block is named among several is all one.
+                let meaning = |shadow: &Shadow| -> Vec<[u64; 2]> {
+                    let plain = |r: u64| {
+                        if r & EXTENT == GRID {
+                            r & (EXTENT | READ_ONLY)
+                        } else {
+                            r
+                        }
+                    };
+                    shadow.cells.iter().map(|cell| cell.map(plain)).collect()
+                };
+                assert_eq!(meaning(&rows), meaning(&single), "seed {seed} {access:?}");
+            }
+        }
+        assert!(found > 10_000, "{found}");
     }
 }
