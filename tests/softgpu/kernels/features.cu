@@ -192,3 +192,15 @@ extern "C" __global__ void table_branch(const u32* x, u32* out) {
                : "r"(x[threadIdx.x]));
   out[threadIdx.x] = r;
 }
+// Neighbours exchange values, more often than the detector of races counts before it starts anew.
+extern "C" __global__ void many_barriers(u32* out, u32 times, u32 forgetful) {
+  __shared__ u32 s[64];
+  u32 v = threadIdx.x;
+  for (u32 i = 0; i < times; i++) {
+    s[threadIdx.x] = v;
+    __syncthreads();
+    v = s[(threadIdx.x + 1) & 63];
+    if (i != forgetful) __syncthreads();
+  }
+  out[threadIdx.x] = v;
+}

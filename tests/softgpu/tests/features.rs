@@ -364,6 +364,38 @@ fn indexed_branches() {
 }
 
 #[test]
+fn the_order_of_accesses_outlasts_many_barriers() {
+    for (_, text) in texts("features").into_iter().take(1) {
+        let mut d = Device::new(&text);
+        let out = d.empty(256);
+        // Two barriers a turn; the detector numbers half of 2^19 before it starts anew.
+        let times = 140_000u32;
+        d.clean(
+            "many_barriers",
+            1,
+            64,
+            0,
+            &[arg(out), arg(times), arg(u32::MAX)],
+        );
+        let expected: Vec<u32> = (0..64).map(|t| (t + times) % 64).collect();
+        assert_eq!(d.download::<u32>(out, 64), expected);
+        for forgetful in [0, times - 2] {
+            let report = d.launch(
+                "many_barriers",
+                1,
+                64,
+                0,
+                &[arg(out), arg(times), arg(forgetful)],
+            );
+            assert!(
+                report.found.contains(&softgpu::vm::Check::SharedRace),
+                "{forgetful}"
+            );
+        }
+    }
+}
+
+#[test]
 fn what_is_unsupported_is_refused_with_its_line() {
     let with = |body: &str| {
         let text = format!(

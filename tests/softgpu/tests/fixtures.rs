@@ -5,9 +5,10 @@
 mod common;
 
 /// Files of kernels, and the architectures whose PTX is committed.
-const COMMITTED: [(&str, &[u32], &[&str]); 3] = [
+const COMMITTED: [(&str, &[u32], &[&str]); 4] = [
     ("faults", &[80, 100], &["-lineinfo"]),
     ("features", &[80, 90, 100], &["-lineinfo"]),
+    ("layers", &[80, 100], &["-lineinfo"]),
     ("math", &[90], &["-lineinfo", "-DSHORT"]),
 ];
 

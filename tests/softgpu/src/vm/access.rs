@@ -231,10 +231,12 @@ impl Machine<'_> {
         let bytes = &mut buffer[..size];
         let same = |lane: usize| addresses[lane] == addresses[first];
         if load && space != Space::Local && lanes(mask).all(same) {
-            // One address for all lanes: what holds for two of them holds for all.
+            // One address for all lanes: what holds for two of them holds for all, unless some
+            // lanes know more of the others than the rest.
+            let enough = if warp.all_know_the_same() { 2 } else { 32 };
             let found = self.locate(warp, at, (space, t.ty, load), first, addresses[first], size);
             let Some(place) = found else { return };
-            for lane in lanes(mask).take(2) {
+            for lane in lanes(mask).take(enough) {
                 self.order(warp, lane, place, size, access, at.line);
             }
             bytes.copy_from_slice(&self.bytes(warp, place)[..size]);

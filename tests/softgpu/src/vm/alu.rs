@@ -1,6 +1,6 @@
 //! Instructions that touch registers only.
 
-use super::warp::{Lanes32, Lanes64, Registers, lanes};
+use super::warp::{Lanes32, Lanes64, Registers, each_lane, lanes};
 use super::{approx, convert, float, integer, round};
 use crate::ptx::inst::*;
 
@@ -108,7 +108,7 @@ fn body(regs: &mut Registers, op: &Op, mask: u32, worst: bool) -> bool {
             n,
         } => {
             let [a, b, c] = s.map(|s| &regs.r32[s as usize]);
-            let out = std::array::from_fn(|i| integer::bits(BitOp::Lop3(table), a[i], b[i], c[i]));
+            let out = each_lane(|i| integer::bits(BitOp::Lop3(table), a[i], b[i], c[i]));
             let defined = regs.all32(&s[..n as usize]);
             regs.write32(d, mask, &out, defined);
         }
@@ -150,7 +150,7 @@ fn wide(regs: &mut Registers, ty: IntTy, d: Slot, [a, b]: [Slot; 2], c: Option<S
     let defined = regs.all32(&[a, b]);
     let (a, b) = (&regs.r32[a as usize], &regs.r32[b as usize]);
     if matches!(ty, IntTy::S16 | IntTy::U16) {
-        let out: Lanes32 = std::array::from_fn(|i| {
+        let out: Lanes32 = each_lane(|i| {
             let product = match ty {
                 IntTy::S16 => (i32::from(a[i] as i16) * i32::from(b[i] as i16)) as u32,
                 _ => (a[i] & 0xffff) * (b[i] & 0xffff),
@@ -162,9 +162,9 @@ fn wide(regs: &mut Registers, ty: IntTy, d: Slot, [a, b]: [Slot; 2], c: Option<S
         return;
     }
     let mut out: Lanes64 = if ty == IntTy::S32 {
-        std::array::from_fn(|i| (i64::from(a[i] as i32) * i64::from(b[i] as i32)) as u64)
+        each_lane(|i| (i64::from(a[i] as i32) * i64::from(b[i] as i32)) as u64)
     } else {
-        std::array::from_fn(|i| u64::from(a[i]) * u64::from(b[i]))
+        each_lane(|i| u64::from(a[i]) * u64::from(b[i]))
     };
     let mut defined = defined;
     if let Some(c) = c {
@@ -262,11 +262,11 @@ fn select(regs: &mut Registers, d: Reg, a: Reg, b: Reg, (p, inverted): (Slot, bo
     let defined = regs.def_preds[p as usize] & chosen;
     if d.class == Class::B64 {
         let (x, y) = (&regs.r64[a.slot as usize], &regs.r64[b.slot as usize]);
-        let out: Lanes64 = std::array::from_fn(|i| if take_a >> i & 1 == 1 { x[i] } else { y[i] });
+        let out: Lanes64 = each_lane(|i| if take_a >> i & 1 == 1 { x[i] } else { y[i] });
         regs.write64(d.slot, mask, &out, defined);
     } else {
         let (x, y) = (&regs.r32[a.slot as usize], &regs.r32[b.slot as usize]);
-        let out: Lanes32 = std::array::from_fn(|i| if take_a >> i & 1 == 1 { x[i] } else { y[i] });
+        let out: Lanes32 = each_lane(|i| if take_a >> i & 1 == 1 { x[i] } else { y[i] });
         regs.write32(d.slot, mask, &out, defined);
     }
 }
@@ -279,27 +279,27 @@ fn conversion(regs: &mut Registers, cvt: &Convert, mask: u32) {
         // The commonest, as loops that become vector code.
         (Ty::U32, Ty::U64 | Ty::S64, Class::B64, Class::B32) => {
             let x = &regs.r32[a];
-            let out = std::array::from_fn(|i| u64::from(x[i]));
+            let out = each_lane(|i| u64::from(x[i]));
             regs.write64(cvt.d.slot, mask, &out, defined);
         }
         (Ty::S32, Ty::U64 | Ty::S64, Class::B64, Class::B32) => {
             let x = &regs.r32[a];
-            let out = std::array::from_fn(|i| i64::from(x[i] as i32) as u64);
+            let out = each_lane(|i| i64::from(x[i] as i32) as u64);
             regs.write64(cvt.d.slot, mask, &out, defined);
         }
         (Ty::U64 | Ty::S64, Ty::U32 | Ty::S32, Class::B32, Class::B64) if !cvt.sat => {
             let x = &regs.r64[a];
-            let out = std::array::from_fn(|i| x[i] as u32);
+            let out = each_lane(|i| x[i] as u32);
             regs.write32(cvt.d.slot, mask, &out, defined);
         }
         (Ty::S32, Ty::F32, ..) if cvt.round == Round::Nearest && !cvt.sat => {
             let x = &regs.r32[a];
-            let out = std::array::from_fn(|i| (x[i] as i32 as f32).to_bits());
+            let out = each_lane(|i| (x[i] as i32 as f32).to_bits());
             regs.write32(cvt.d.slot, mask, &out, defined);
         }
         (Ty::U32, Ty::F32, ..) if cvt.round == Round::Nearest && !cvt.sat => {
             let x = &regs.r32[a];
-            let out = std::array::from_fn(|i| (x[i] as f32).to_bits());
+            let out = each_lane(|i| (x[i] as f32).to_bits());
             regs.write32(cvt.d.slot, mask, &out, defined);
         }
         _ => {
@@ -456,7 +456,7 @@ fn by_lane(regs: &mut Registers, op: &Op, mask: u32, worst: bool) -> bool {
         } => {
             let (holds, defined) = comparison(regs, ty, cmp, a, b);
             let yes = if float { 1f32.to_bits() } else { u32::MAX };
-            let out = std::array::from_fn(|i| if holds >> i & 1 == 1 { yes } else { 0 });
+            let out = each_lane(|i| if holds >> i & 1 == 1 { yes } else { 0 });
             regs.write32(d, mask, &out, defined);
         }
         Op::CvtPair {
@@ -499,7 +499,7 @@ fn by_lane(regs: &mut Registers, op: &Op, mask: u32, worst: bool) -> bool {
             let width = bits_of(a) / u32::from(n);
             let defined = regs.defined(a);
             // A part may be the register that is taken apart.
-            let values: Lanes64 = std::array::from_fn(|lane| regs.get(a, lane));
+            let values: Lanes64 = each_lane(|lane| regs.get(a, lane));
             for (index, part) in parts[..n as usize].iter().enumerate() {
                 let Some(part) = part else { continue };
                 for lane in lanes(mask) {

@@ -1,6 +1,6 @@
 //! Conversions between scalar types.
 
-use super::round::{self, from_half, round_to, to_half};
+use super::round::{from_half, round_f32, to_half};
 use crate::ptx::inst::{Convert, Round, Ty};
 
 /// Sign- or zero-extends the low bits of `bits` that a value of type `ty` has.
@@ -64,7 +64,7 @@ fn encode(high: f64, low: f64, cvt: &Convert) -> u64 {
         Ty::F16 | Ty::Bf16 => u64::from(to_half(high, cvt.to == Ty::Bf16, cvt.round)),
         Ty::F32 if high.is_nan() => 0x7fff_ffff,
         Ty::F32 => {
-            let x = round_to(high, low, round::F32, cvt.round) as f32;
+            let x = round_f32(high, low, cvt.round);
             u64::from(
                 (if cvt.ftz && x.is_subnormal() {
                     0f32.copysign(x)

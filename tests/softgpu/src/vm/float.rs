@@ -1,7 +1,7 @@
 //! Floating-point arithmetic on all lanes at once.
 
 use super::round;
-use super::warp::{Lanes32, Lanes64};
+use super::warp::{Lanes32, Lanes64, each_lane};
 use crate::ptx::inst::{Cmp, FloatOp, Round};
 
 /// What f32 operations give for NaN.
@@ -39,12 +39,12 @@ fn finish(x: f32, ftz: bool, sat: bool) -> u32 {
 fn arithmetic(s: [&Lanes32; 3], ftz: bool, sat: bool, f: impl Fn(f32, f32, f32) -> f32) -> Lanes32 {
     let [a, b, c] = s;
     if ftz || sat {
-        return std::array::from_fn(|i| {
+        return each_lane(|i| {
             let get = |x: u32| f32::from_bits(flush(x, ftz));
             finish(f(get(a[i]), get(b[i]), get(c[i])), ftz, sat)
         });
     }
-    std::array::from_fn(|i| {
+    each_lane(|i| {
         finish(
             f(
                 f32::from_bits(a[i]),
@@ -80,18 +80,17 @@ fn extreme(a: u32, b: u32, greater: bool, nan: bool) -> u32 {
 #[inline(always)]
 pub(super) fn single(op: FloatOp, round: Round, ftz: bool, sat: bool, s: [&Lanes32; 3]) -> Lanes32 {
     let [a, b, _] = s;
-    let unary = |f: fn(u32) -> u32| -> Lanes32 {
-        std::array::from_fn(|i| finish_bits(f(flush(a[i], ftz)), sat))
-    };
+    let unary =
+        |f: fn(u32) -> u32| -> Lanes32 { each_lane(|i| finish_bits(f(flush(a[i], ftz)), sat)) };
     match op {
         FloatOp::Neg => unary(|x| x ^ 0x8000_0000),
         FloatOp::Abs => unary(|x| x & 0x7fff_ffff),
         // Takes the sign of its first operand.
-        FloatOp::CopySign => std::array::from_fn(|i| a[i] & 0x8000_0000 | b[i] & 0x7fff_ffff),
+        FloatOp::CopySign => each_lane(|i| a[i] & 0x8000_0000 | b[i] & 0x7fff_ffff),
         FloatOp::Min | FloatOp::Max | FloatOp::MinNan | FloatOp::MaxNan => {
             let greater = matches!(op, FloatOp::Max | FloatOp::MaxNan);
             let nan = matches!(op, FloatOp::MinNan | FloatOp::MaxNan);
-            std::array::from_fn(|i| extreme(flush(a[i], ftz), flush(b[i], ftz), greater, nan))
+            each_lane(|i| extreme(flush(a[i], ftz), flush(b[i], ftz), greater, nan))
         }
         _ if round != Round::Nearest => directed(op, round, ftz, sat, s),
         FloatOp::Add => arithmetic(s, ftz, sat, |x, y, _| x + y),
@@ -113,18 +112,15 @@ fn finish_bits(x: u32, sat: bool) -> u32 {
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn directed(op: FloatOp, round: Round, ftz: bool, sat: bool, s: [&Lanes32; 3]) -> Lanes32 {
-    arithmetic(s, ftz, sat, |x, y, z| {
-        round::narrow(
-            op,
-            f64::from(x),
-            f64::from(y),
-            f64::from(z),
-            round::F32,
-            round,
-        ) as f32
-    })
+    // The commonest of them, in exponentials, becomes vector code.
+    if op == FloatOp::Fma && round == Round::Down {
+        return arithmetic(s, ftz, sat, |x, y, z| {
+            round::single(FloatOp::Fma, x, y, z, Round::Down)
+        });
+    }
+    arithmetic(s, ftz, sat, |x, y, z| round::single(op, x, y, z, round))
 }
 
 /// An operation on f64.
@@ -133,23 +129,21 @@ pub(super) fn double(op: FloatOp, round: Round, s: [&Lanes64; 3]) -> Lanes64 {
     let [a, b, c] = s;
     let get = f64::from_bits;
     match op {
-        FloatOp::Neg => std::array::from_fn(|i| a[i] ^ 1 << 63),
-        FloatOp::Abs => std::array::from_fn(|i| a[i] & !(1 << 63)),
-        FloatOp::CopySign => std::array::from_fn(|i| a[i] & 1 << 63 | b[i] & !(1 << 63)),
-        FloatOp::Min | FloatOp::MinNan => {
-            std::array::from_fn(|i| extreme_double(a[i], b[i], false))
+        FloatOp::Neg => each_lane(|i| a[i] ^ 1 << 63),
+        FloatOp::Abs => each_lane(|i| a[i] & !(1 << 63)),
+        FloatOp::CopySign => each_lane(|i| a[i] & 1 << 63 | b[i] & !(1 << 63)),
+        FloatOp::Min | FloatOp::MinNan => each_lane(|i| extreme_double(a[i], b[i], false)),
+        FloatOp::Max | FloatOp::MaxNan => each_lane(|i| extreme_double(a[i], b[i], true)),
+        _ if round != Round::Nearest => {
+            each_lane(|i| round::double(op, get(a[i]), get(b[i]), get(c[i]), round).to_bits())
         }
-        FloatOp::Max | FloatOp::MaxNan => std::array::from_fn(|i| extreme_double(a[i], b[i], true)),
-        _ if round != Round::Nearest => std::array::from_fn(|i| {
-            round::double(op, get(a[i]), get(b[i]), get(c[i]), round).to_bits()
-        }),
-        FloatOp::Add => std::array::from_fn(|i| (get(a[i]) + get(b[i])).to_bits()),
-        FloatOp::Sub => std::array::from_fn(|i| (get(a[i]) - get(b[i])).to_bits()),
-        FloatOp::Mul => std::array::from_fn(|i| (get(a[i]) * get(b[i])).to_bits()),
-        FloatOp::Fma => std::array::from_fn(|i| get(a[i]).mul_add(get(b[i]), get(c[i])).to_bits()),
-        FloatOp::Div => std::array::from_fn(|i| (get(a[i]) / get(b[i])).to_bits()),
-        FloatOp::Sqrt => std::array::from_fn(|i| get(a[i]).sqrt().to_bits()),
-        FloatOp::Rcp => std::array::from_fn(|i| (1.0 / get(a[i])).to_bits()),
+        FloatOp::Add => each_lane(|i| (get(a[i]) + get(b[i])).to_bits()),
+        FloatOp::Sub => each_lane(|i| (get(a[i]) - get(b[i])).to_bits()),
+        FloatOp::Mul => each_lane(|i| (get(a[i]) * get(b[i])).to_bits()),
+        FloatOp::Fma => each_lane(|i| get(a[i]).mul_add(get(b[i]), get(c[i])).to_bits()),
+        FloatOp::Div => each_lane(|i| (get(a[i]) / get(b[i])).to_bits()),
+        FloatOp::Sqrt => each_lane(|i| get(a[i]).sqrt().to_bits()),
+        FloatOp::Rcp => each_lane(|i| (1.0 / get(a[i])).to_bits()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Integer arithmetic on all lanes at once.
 
-use super::warp::{Lanes32, Lanes64};
+use super::warp::{Lanes32, Lanes64, each_lane};
 use crate::ptx::inst::{BitOp, CountOp, IntOp, IntTy};
 
 /// An integer type in lanes of its register file.
@@ -128,17 +128,17 @@ type Row<T> = [<T as Int>::Lane; 32];
 
 #[inline(always)]
 fn map1<T: Int>(a: &Row<T>, f: impl Fn(T) -> T) -> Row<T> {
-    std::array::from_fn(|i| f(T::get(a[i])).put())
+    each_lane(|i| f(T::get(a[i])).put())
 }
 
 #[inline(always)]
 fn map2<T: Int>(a: &Row<T>, b: &Row<T>, f: impl Fn(T, T) -> T) -> Row<T> {
-    std::array::from_fn(|i| f(T::get(a[i]), T::get(b[i])).put())
+    each_lane(|i| f(T::get(a[i]), T::get(b[i])).put())
 }
 
 #[inline(always)]
 fn map3<T: Int>(a: &Row<T>, b: &Row<T>, c: &Row<T>, f: impl Fn(T, T, T) -> T) -> Row<T> {
-    std::array::from_fn(|i| f(T::get(a[i]), T::get(b[i]), T::get(c[i])).put())
+    each_lane(|i| f(T::get(a[i]), T::get(b[i]), T::get(c[i])).put())
 }
 
 #[inline(always)]
@@ -210,9 +210,9 @@ pub(super) fn wide(op: IntOp, ty: IntTy, a: &Lanes64, b: &Lanes64, c: &Lanes64) 
 #[inline(always)]
 fn shift<T: Int>(left: bool, a: &Row<T>, by: &Lanes32) -> Row<T> {
     if left {
-        std::array::from_fn(|i| T::get(a[i]).shift_left(by[i]).put())
+        each_lane(|i| T::get(a[i]).shift_left(by[i]).put())
     } else {
-        std::array::from_fn(|i| T::get(a[i]).shift_right(by[i]).put())
+        each_lane(|i| T::get(a[i]).shift_right(by[i]).put())
     }
 }
 

@@ -1,6 +1,24 @@
 //! Checked interpreter of PTX. Blocks run one after another, and in a block the warps, each until it waits. The
 //! lanes of a warp that are at the same instruction execute it together. Whether accesses race is decided by
 //! what orders them, not by the order in which they run here.
+//!
+//! # What it is stricter about than a device
+//!
+//! - Accesses are ordered by barriers of the block, and between lanes of a warp by `bar.warp.sync`, shuffles
+//!   and votes that both take part in. Fences and flags in memory order nothing, so that a kernel that hands
+//!   results from block to block within a launch is reported. Two plain stores of the same value race, too.
+//! - A warp operation must find all lanes that its mask names; that some have exited, which devices allow for
+//!   votes, is reported.
+//! - Memory read through the read-only cache must not be written by the same launch, not even afterwards by
+//!   the same thread.
+//! - Approximate instructions err as far as their documentation lets them ([`Options::worst_approx`]).
+//!
+//! # What it cannot tell
+//!
+//! Nothing about speed. One launch runs at a time, so that races between streams go unseen. Between arrays of
+//! shared memory lie red zones of 64 bytes; the local arrays of a function lie side by side without any, as the
+//! compiler makes one of them. A register or byte counts as initialised as a whole. Tensor cores, asynchronous
+//! copies, textures, clusters, recursion and calls through pointers are refused when the text is read.
 
 mod access;
 mod alu;

@@ -11,11 +11,6 @@ pub(super) struct Format {
     largest: f64,
 }
 
-pub(super) const F32: Format = Format {
-    precision: 24,
-    least: -126,
-    largest: f32::MAX as f64,
-};
 pub(super) const F16: Format = Format {
     precision: 11,
     least: -14,
@@ -46,7 +41,8 @@ pub(super) fn round_to(high: f64, low: f64, format: Format, round: Round) -> f64
     let quantum = exponent.max(format.least) - (format.precision - 1);
     // The scaling is exact, in two steps so that neither leaves the range of f64.
     let scaled = magnitude * power(-quantum / 2) * power(-quantum - -quantum / 2);
-    let mut whole = scaled.floor();
+    // It is below 2^54 and not negative.
+    let mut whole = scaled as u64 as f64;
     let fraction = scaled - whole;
     let outward = low != 0.0 && !inward;
     // Above, at or below the middle between two neighbours, and whether exact.
@@ -60,7 +56,7 @@ pub(super) fn round_to(high: f64, low: f64, format: Format, round: Round) -> f64
     };
     let negative = high < 0.0;
     let away = match round {
-        Round::Nearest => beyond_half || (half && whole % 2.0 == 1.0),
+        Round::Nearest => beyond_half || (half && whole as u64 & 1 == 1),
         Round::Zero => false,
         Round::Down => negative && !exact,
         Round::Up => !negative && !exact,
@@ -85,7 +81,31 @@ pub(super) fn round_to(high: f64, low: f64, format: Format, round: Round) -> f64
     if negative { -result } else { result }
 }
 
+/// `high + low` as an f32; `low` as in [`round_to`].
+#[inline(always)]
+pub(super) fn round_f32(high: f64, low: f64, round: Round) -> f32 {
+    let nearest = high as f32;
+    let rounded = f64::from(nearest);
+    // The nearest float is on the wrong side of the exact value, or on the right one.
+    let above = rounded > high || (rounded == high && low < 0.0);
+    let below = rounded < high || (rounded == high && low > 0.0);
+    let (down, up) = match round {
+        Round::Nearest => (false, false),
+        Round::Zero => (above && high > 0.0, below && high < 0.0),
+        Round::Down => (above, false),
+        Round::Up => (false, below),
+    };
+    if down {
+        nearest.next_down()
+    } else if up {
+        nearest.next_up()
+    } else {
+        nearest
+    }
+}
+
 /// The sum, and what rounding it lost.
+#[inline(always)]
 fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;
     let virtual_b = sum - a;
@@ -93,6 +113,7 @@ fn two_sum(a: f64, b: f64) -> (f64, f64) {
 }
 
 /// An exact zero that arises from a difference is negative when rounding down.
+#[inline(always)]
 fn signed_zero(sum: f64, a: f64, b: f64, round: Round) -> f64 {
     if sum == 0.0 && round == Round::Down && (a.is_sign_negative() || b.is_sign_negative()) {
         -0.0
@@ -101,8 +122,10 @@ fn signed_zero(sum: f64, a: f64, b: f64, round: Round) -> f64 {
     }
 }
 
-/// An operation on numbers of a format with at most 24 bits, correctly rounded to that format.
-pub(super) fn narrow(op: FloatOp, a: f64, b: f64, c: f64, format: Format, round: Round) -> f64 {
+/// An operation on numbers with at most 24 bits, as a sum of two: the exact result, or one on the same side of
+/// every number with at most 24 bits.
+#[inline(always)]
+fn exact(op: FloatOp, a: f64, b: f64, c: f64) -> (f64, f64) {
     let (high, low) = match op {
         FloatOp::Add => two_sum(a, b),
         FloatOp::Sub => two_sum(a, -b),
@@ -124,14 +147,35 @@ pub(super) fn narrow(op: FloatOp, a: f64, b: f64, c: f64, format: Format, round:
         }
         _ => (a, 0.0),
     };
-    let low = if low.is_finite() { low } else { 0.0 };
-    let result = round_to(high, low, format, round);
+    (high, if low.is_finite() { low } else { 0.0 })
+}
+
+/// The sign of an exact zero, which rounding down makes negative where a difference gives it.
+#[inline(always)]
+fn zero_of(op: FloatOp, result: f64, a: f64, b: f64, c: f64, round: Round) -> f64 {
     match op {
         FloatOp::Add => signed_zero(result, a, b, round),
         FloatOp::Sub => signed_zero(result, a, -b, round),
         FloatOp::Fma => signed_zero(result, a * b, c, round),
         _ => result,
     }
+}
+
+/// An operation on f32, rounded in any direction.
+#[inline(always)]
+pub(super) fn single(op: FloatOp, a: f32, b: f32, c: f32, round: Round) -> f32 {
+    let (a, b, c) = (f64::from(a), f64::from(b), f64::from(c));
+    let (high, low) = exact(op, a, b, c);
+    if high == 0.0 && low == 0.0 {
+        return zero_of(op, high, a, b, c, round) as f32;
+    }
+    round_f32(high, low, round)
+}
+
+/// An operation on numbers of a 16-bit format, correctly rounded to that format.
+pub(super) fn narrow(op: FloatOp, a: f64, b: f64, c: f64, format: Format, round: Round) -> f64 {
+    let (high, low) = exact(op, a, b, c);
+    zero_of(op, round_to(high, low, format, round), a, b, c, round)
 }
 
 /// `nearest`, which lost `rest` to rounding, rounded in direction `round` instead.

@@ -349,3 +349,242 @@ fn check_cell(cell: &[u64; 2], atomic: u64, access: Access, by: &Observer) -> Op
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::warp::{Warp, lanes};
+    use super::{Access, EXTENT, GRID, READ_ONLY, Shadow};
+
+    const THREADS: usize = 64;
+    const CELLS: usize = 3;
+
+    /// Numbers without a pattern.
+    struct Noise(u64);
+
+    impl Noise {
+        fn below(&mut self, n: usize) -> usize {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) as usize % n
+        }
+    }
+
+    /// The same by definition: all accesses with the vector clocks of their threads.
+    struct Reference {
+        clocks: Vec<[u32; THREADS]>,
+        accesses: Vec<(usize, usize, Access, u32)>,
+    }
+
+    impl Reference {
+        fn synchronise(&mut self, threads: &[usize]) {
+            let mut joined = [0; THREADS];
+            for thread in threads {
+                for (all, own) in joined.iter_mut().zip(&self.clocks[*thread]) {
+                    *all = (*all).max(*own);
+                }
+            }
+            for thread in threads {
+                self.clocks[*thread] = joined;
+                self.clocks[*thread][*thread] += 1;
+            }
+        }
+
+        /// Whether an access of `cell` races with one before.
+        fn access(&mut self, thread: usize, cell: usize, access: Access) -> bool {
+            let races = self.accesses.iter().any(|(other, at, kind, time)| {
+                let reads = *kind == Access::Read && access == Access::Read;
+                let harmless = reads || (*kind == Access::Atomic && access == Access::Atomic);
+                *at == cell && !harmless && *other != thread && self.clocks[thread][*other] < *time
+            });
+            self.accesses
+                .push((thread, cell, access, self.clocks[thread][thread]));
+            races
+        }
+    }
+
+    /// Compares the first race of a random program with the definition's: at which access it is found.
+    fn first_races(seed: u64, partial: bool) -> (Option<usize>, Option<usize>) {
+        let mut noise = Noise(seed);
+        let mut clocks = vec![[0; THREADS]; THREADS];
+        for (thread, clock) in clocks.iter_mut().enumerate() {
+            clock[thread] = 1;
+        }
+        let mut reference = Reference {
+            clocks,
+            accesses: Vec::new(),
+        };
+        let mut warps = [Warp::default(), Warp::default()];
+        for (index, warp) in warps.iter_mut().enumerate() {
+            warp.index = index as u32;
+            warp.lanes = u32::MAX;
+        }
+        warps.iter_mut().for_each(|w| w.synchronise_all(1, 1));
+        let (mut time, mut block_time) = (1, 1);
+        let mut shadow = Shadow::default();
+        shadow.prepare(4 * CELLS, 4);
+        let mut found = (None, None);
+        for step in 0..60 {
+            match noise.below(10) {
+                0 => {
+                    time += 1;
+                    block_time = time;
+                    warps.iter_mut().for_each(|w| w.synchronise_all(1, time));
+                    reference.synchronise(&(0..THREADS).collect::<Vec<_>>());
+                }
+                1 | 2 => {
+                    time += 1;
+                    let index = noise.below(2);
+                    let few = [0xff, 0xff00, 0x3, 0xffff][noise.below(4)];
+                    let mask = if partial && noise.below(2) == 0 {
+                        few
+                    } else {
+                        u32::MAX
+                    };
+                    if mask == u32::MAX {
+                        warps[index].synchronise_all(1, time);
+                    } else {
+                        warps[index].synchronise(mask, 1, time);
+                    }
+                    reference.synchronise(&lanes(mask).map(|l| index * 32 + l).collect::<Vec<_>>());
+                }
+                _ => {
+                    // Few threads and cells, so that they meet.
+                    let thread = [0, 1, 2, 9, 32, 33][noise.below(6)];
+                    let cell = noise.below(CELLS);
+                    let access =
+                        [Access::Read, Access::Read, Access::Write, Access::Atomic][noise.below(4)];
+                    let observer = warps[thread / 32].observer(thread % 32, 1 << 32, 1, block_time);
+                    let conflict = shadow.access(4 * cell, 4, access, &observer);
+                    if reference.access(thread, cell, access) {
+                        found.1 = found.1.or(Some(step));
+                    }
+                    if conflict.is_some() {
+                        found.0 = found.0.or(Some(step));
+                    }
+                }
+            }
+            if found.0.is_some() || found.1.is_some() {
+                break;
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn races_are_those_of_the_definition() {
+        let mut races = 0;
+        for seed in 0..20_000 {
+            let (got, expected) = first_races(seed, false);
+            assert_eq!(got, expected, "seed {seed}");
+            races += usize::from(expected.is_some());
+        }
+        assert!(races > 5_000, "{races}");
+    }
+
+    /// Readers that know different things of each other are kept as one, which may report too much, but never
+    /// too little.
+    #[test]
+    fn no_race_is_missed_among_parts_of_warps() {
+        let mut early = 0;
+        for seed in 0..20_000 {
+            let (got, expected) = first_races(seed, true);
+            if got != expected {
+                assert!(
+                    got.is_some() && expected.is_none(),
+                    "seed {seed}: {got:?}, {expected:?}"
+                );
+                early += 1;
+            }
+        }
+        assert!(
+            early < 200,
+            "{early} of 20000 programs reported without a race"
+        );
+    }
+
+    /// Rows of 32 lanes take short cuts; what they find and what they leave behind must be what lane after lane
+    /// does.
+    #[test]
+    fn a_row_does_what_its_lanes_do() {
+        let mut found = 0;
+        for seed in 0..3_000 {
+            let mut noise = Noise(seed);
+            let mut warps = [Warp::default(), Warp::default()];
+            for (index, warp) in warps.iter_mut().enumerate() {
+                warp.index = index as u32;
+                warp.lanes = u32::MAX;
+                warp.synchronise_all(1, 1);
+            }
+            let (mut rows, mut single) = (Shadow::default(), Shadow::default());
+            let (size, element) = [(4, 4), (16, 4), (2, 2), (8, 8)][noise.below(4)];
+            rows.prepare(40 * size, element);
+            single.prepare(40 * size, element);
+            let (mut time, mut block_time, mut run) = (1, 1, 1);
+            for _ in 0..12 {
+                let index = noise.below(2);
+                match noise.below(8) {
+                    0 => {
+                        time += 1;
+                        block_time = time;
+                        warps.iter_mut().for_each(|w| w.synchronise_all(run, time));
+                        continue;
+                    }
+                    1 => {
+                        time += 1;
+                        warps[index].synchronise_all(run, time);
+                        continue;
+                    }
+                    2 => {
+                        // Another block.
+                        (run, time, block_time) = (run + 1, 1, 1);
+                        warps.iter_mut().for_each(|w| w.synchronise_all(run, 1));
+                        continue;
+                    }
+                    _ => {}
+                }
+                let kinds = [Access::Read, Access::Read, Access::ReadOnly, Access::Write];
+                let access = kinds[noise.below(4)];
+                let start = noise.below(9) * size;
+                let warp = &warps[index];
+                let first = 1 << 32;
+                let observe = |lane| warp.observer(lane, first, run, block_time);
+                let left = if access == Access::Write {
+                    rows.write_row(start, size, &warp.me, first)
+                } else {
+                    rows.read_row(start, size, &warp.me, first, Shadow::flags(access))
+                };
+                for lane in 0..32 {
+                    let offset = start + lane * size;
+                    let expected = single.access(offset, size, access, &observe(lane));
+                    let got = if left >> lane & 1 == 1 {
+                        rows.access(offset, size, access, &observe(lane))
+                    } else {
+                        None
+                    };
+                    let what = |c: Option<super::Conflict>| c.map(|c| (c.what, c.read_only));
+                    assert_eq!(
+                        what(got),
+                        what(expected),
+                        "seed {seed} lane {lane} {access:?}"
+                    );
+                    found += usize::from(expected.is_some());
+                }
+                // Which block is named among several is all one.
+                let meaning = |shadow: &Shadow| -> Vec<[u64; 2]> {
+                    let plain = |r: u64| {
+                        if r & EXTENT == GRID {
+                            r & (EXTENT | READ_ONLY)
+                        } else {
+                            r
+                        }
+                    };
+                    shadow.cells.iter().map(|cell| cell.map(plain)).collect()
+                };
+                assert_eq!(meaning(&rows), meaning(&single), "seed {seed} {access:?}");
+            }
+        }
+        assert!(found > 10_000, "{found}");
+    }
+}

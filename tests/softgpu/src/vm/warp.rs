@@ -213,6 +213,11 @@ impl Warp {
         }
     }
 
+    /// Whether all lanes took part in the same synchronisations.
+    pub(super) fn all_know_the_same(&self) -> bool {
+        self.known.is_none()
+    }
+
     /// What `lane` knows of the order of accesses.
     pub(super) fn observer(
         &self,
@@ -239,6 +244,17 @@ pub(super) fn thread_index(linear: u32, block: [u32; 3]) -> [u32; 3] {
         linear / block[0] % block[1],
         linear / (block[0] * block[1]),
     ]
+}
+
+/// One value per lane. Unlike `std::array::from_fn` this is part of its caller, and so compiled for the
+/// processor that the caller is compiled for.
+#[inline(always)]
+pub(super) fn each_lane<T: Copy + Default>(f: impl Fn(usize) -> T) -> [T; 32] {
+    let mut values = [T::default(); 32];
+    for (lane, value) in values.iter_mut().enumerate() {
+        *value = f(lane);
+    }
+    values
 }
 
 /// The lanes in `mask`, ascending.
