@@ -350,7 +350,8 @@ impl Gpu {
         self.numbers(Query::Calls)
     }
 
-    /// Work done: `launches` of kernels, `products`, `instructions`, `loads`, `stores`, and `copied` bytes.
+    /// Work done: `launches` of kernels, `products`, `instructions`, `loads`, `stores`, `bytes_read` and
+    /// `bytes_written` by kernels, and `copied` bytes.
     pub fn counts(&self) -> BTreeMap<String, u64> {
         self.numbers(Query::Counts)
     }

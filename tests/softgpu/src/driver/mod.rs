@@ -74,6 +74,8 @@ pub(crate) struct Counts {
     pub(crate) instructions: u64,
     pub(crate) loads: u64,
     pub(crate) stores: u64,
+    pub(crate) bytes_read: u64,
+    pub(crate) bytes_written: u64,
     pub(crate) copied: u64,
     pub(crate) products: u64,
 }

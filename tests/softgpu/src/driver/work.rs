@@ -224,16 +224,17 @@ impl Driver {
             dyn_shared: call.shared,
         };
         let mut found = vm::Report::default();
-        let ended = vm::run(
-            &launch,
-            &mut self.memory,
-            &mut found,
-            self.counts.launches,
-            self.settings.seed,
-        );
+        let options = vm::Options {
+            seed: self.settings.seed,
+            max_shared: self.settings.shared_opt_in(),
+            ..vm::Options::default()
+        };
+        let ended = vm::run_with(&launch, &mut self.memory, &mut found, &options);
         self.counts.instructions += found.instrs;
         self.counts.loads += found.loads;
         self.counts.stores += found.stores;
+        self.counts.bytes_read += found.bytes_read;
+        self.counts.bytes_written += found.bytes_written;
         let fatal = found.errors.last().cloned().unwrap_or_default();
         found.errors.drain(..).for_each(|error| self.report(error));
         self.touch(op, found.touched.take());

@@ -44,6 +44,8 @@ extern "C" fn softgpu_query(what: u32, to: *mut u8, room: usize) -> usize {
                 format!("instructions {}", counts.instructions),
                 format!("loads {}", counts.loads),
                 format!("stores {}", counts.stores),
+                format!("bytes_read {}", counts.bytes_read),
+                format!("bytes_written {}", counts.bytes_written),
                 format!("copied {}", counts.copied),
             ],
             _ => Vec::new(),
