@@ -130,6 +130,9 @@ struct Algorithm {
     workspace: usize,
 }
 
+/// Bytes at multiples of which operands start that algorithms with the widest loads take.
+const ALIGNED: u64 = 16;
+
 /// The library with the choices made so far.
 #[derive(Debug)]
 pub struct Lt {
@@ -138,7 +141,8 @@ pub struct Lt {
     tf32: bool,
     /// The most scratch that an algorithm may take.
     most_workspace: usize,
-    chosen: Mutex<HashMap<Problem, Algorithm>>,
+    /// By problem, and whether all its operands start at multiples of [`ALIGNED`].
+    chosen: Mutex<HashMap<(Problem, bool), Algorithm>>,
 }
 
 // SAFETY: the library allows one handle to be used by several threads.
@@ -169,12 +173,13 @@ impl Lt {
         })
     }
 
-    /// The scratch that a product takes.
+    /// The scratch that a product takes, wherever its operands start.
     ///
     /// # Errors
     /// [`DeviceError`] where the library has no algorithm for it.
     pub fn workspace(&self, problem: &Problem) -> Result<usize, DeviceError> {
-        Ok(self.choose(problem)?.workspace)
+        let aligned = self.choose(problem, true)?.workspace;
+        Ok(aligned.max(self.choose(problem, false)?.workspace))
     }
 
     /// Enqueues a product.
@@ -186,7 +191,9 @@ impl Lt {
     /// The operands lie in the device's memory, as large as the problem says, until the work is done.
     pub unsafe fn enqueue(&self, product: &Product, stream: &Stream) -> Result<(), DeviceError> {
         let problem = &product.problem;
-        let Algorithm { algorithm, .. } = self.choose(problem)?;
+        let operands = [product.a, product.b, product.y, product.bias];
+        let aligned = operands.iter().all(|address| address % ALIGNED == 0);
+        let Algorithm { algorithm, .. } = self.choose(problem, aligned)?;
         let parts = Parts::new(problem, self.tf32, product.bias)?;
         let (alpha, beta) = (product.alpha, product.beta);
         let wide = (f64::from(alpha), f64::from(beta));
@@ -222,14 +229,18 @@ impl Lt {
         check("cublasLtMatmul", enqueued)
     }
 
-    fn choose(&self, problem: &Problem) -> Result<Algorithm, DeviceError> {
+    fn choose(&self, problem: &Problem, aligned: bool) -> Result<Algorithm, DeviceError> {
         let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(algorithm) = chosen.get(problem) {
+        if let Some(algorithm) = chosen.get(&(*problem, aligned)) {
             return Ok(*algorithm);
         }
         // Any address does for the choice; where there is one, that there is.
         let parts = Parts::new(problem, self.tf32, 0)?;
-        let preference = Preference::new(self.most_workspace)?;
+        let alignment = match aligned {
+            true => ALIGNED as u32,
+            false => problem.element.bytes() as u32,
+        };
+        let preference = Preference::new(self.most_workspace, alignment)?;
         // SAFETY: all descriptions live until the call returns.
         let found = unsafe {
             result::get_matmul_algo_heuristic(
@@ -247,7 +258,7 @@ impl Lt {
             algorithm: found.algo,
             workspace: found.workspaceSize,
         };
-        chosen.insert(*problem, algorithm);
+        chosen.insert((*problem, aligned), algorithm);
         Ok(algorithm)
     }
 }
@@ -409,28 +420,40 @@ impl Drop for Layout {
 struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Preference {
-    fn new(most_workspace: usize) -> Result<Self, DeviceError> {
+    fn new(most_workspace: usize, alignment: u32) -> Result<Self, DeviceError> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let created = result::create_matmul_pref();
         let preference = Preference(check("cublasLtMatmulPreferenceCreate", created)?);
-        // Operands start at any element of a buffer.
-        let values: [(Attribute, u64); 1] = [(
+        preference.set(
             Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-            most_workspace as u64,
-        )];
-        for (attribute, value) in values {
-            // SAFETY: the value is read in the call, and has the type of the attribute.
-            let set = unsafe {
-                result::set_matmul_pref_attribute(
-                    preference.0,
-                    attribute,
-                    (&raw const value).cast(),
-                    size_of::<u64>(),
-                )
-            };
-            check("cublasLtMatmulPreferenceSetAttribute", set)?;
+            &(most_workspace as u64),
+        )?;
+        for attribute in [
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            preference.set(attribute, &alignment)?;
         }
         Ok(preference)
+    }
+
+    fn set<T>(
+        &self,
+        attribute: sys::cublasLtMatmulPreferenceAttributes_t,
+        value: &T,
+    ) -> Result<(), DeviceError> {
+        // SAFETY: the value is read in the call, and has the type of the attribute.
+        let set = unsafe {
+            result::set_matmul_pref_attribute(
+                self.0,
+                attribute,
+                (&raw const *value).cast(),
+                size_of::<T>(),
+            )
+        };
+        check("cublasLtMatmulPreferenceSetAttribute", set)
     }
 }
 
