@@ -90,6 +90,10 @@ pub struct RunArguments {
     #[arg(long, value_name = "KIND", value_enum, default_value_t = Device::Auto,
           help_heading = "Device")]
     pub device: Device,
+    /// Compare every tensor of the first step with what another device makes of the same operands; a
+    /// difference beyond the rounding of both is an error
+    #[arg(long, value_name = "DEVICE", value_enum, help_heading = "Device")]
+    pub check_against: Option<Reference>,
     /// Threads of the CPU; 0 is one per core
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Device",
           value_parser = threads)]
@@ -165,6 +169,13 @@ pub enum Device {
     Cpu,
     /// An NVIDIA GPU
     Cuda,
+}
+
+/// Devices to compare with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Reference {
+    /// This processor
+    Cpu,
 }
 
 impl RunArguments {

@@ -152,8 +152,12 @@ impl fmt::Display for Findings {
         if total.unknown > 0 {
             write!(f, "; {} elements without a bound", total.unknown)?;
         }
-        if !self.left_out.is_empty() {
-            write!(f, "; {} operations left out", self.left_out.len())?;
+        if let Some((node, op, why)) = self.left_out.first() {
+            let count = self.left_out.len();
+            write!(
+                f,
+                "; {count} operations left out, the first '{node}' ({op}): {why}"
+            )?;
         }
         Ok(())
     }
@@ -165,13 +169,16 @@ pub struct Check {
     buffers: Vec<String>,
     context: StepContext,
     precision: Precision,
+    /// Executions of the plan so far.
+    executions: u64,
     /// What the step that is running reads.
     inputs: Vec<Option<Held>>,
     findings: Findings,
 }
 
 impl Check {
-    /// A check of one execution of a plan in a context; `None` where the CPU's threads cannot be started.
+    /// A check of an execution of a plan in a context, or of some of them, the step of whose contexts counts up;
+    /// `None` where the CPU's threads cannot be started.
     ///
     /// `threads` is the number of threads of the CPU, 0 for as many as there are cores.
     pub fn new(
@@ -185,14 +192,10 @@ impl Check {
             buffers: plan.buffers.iter().map(|b| b.name.clone()).collect(),
             context,
             precision,
+            executions: 0,
             inputs: Vec::new(),
             findings: Findings::default(),
         })
-    }
-
-    /// Draws what is random as in another execution.
-    pub fn set_context(&mut self, context: StepContext) {
-        self.context = context;
     }
 
     /// What was found so far.
@@ -269,10 +272,15 @@ impl Observer for Check {
 
     fn starting(
         &mut self,
-        _number: usize,
+        number: usize,
         step: &Step,
         read: &mut dyn Iterator<Item = (usize, &[u8])>,
     ) {
+        if number == 0 {
+            // A step of training may be several executions.
+            self.context.step += u64::from(self.executions > 0);
+            self.executions += 1;
+        }
         self.inputs.clear();
         self.inputs.resize_with(step.inputs.len(), || None);
         for (place, bytes) in read {
