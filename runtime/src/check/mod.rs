@@ -406,5 +406,6 @@ fn judge(pair: &Pair, ball: Option<Ball>, kind: &mut Compared) -> Option<f64> {
         kind.largest = kind.largest.max(part);
     }
     // No number and infinity are beyond any bound.
-    (!(part <= 1.0)).then_some(bound)
+    let within = part <= 1.0;
+    (!within).then_some(bound)
 }
