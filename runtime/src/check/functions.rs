@@ -59,7 +59,7 @@ fn exact(function: Unary, x: Ball) -> Ball {
             let mid = x.mid.abs();
             Ball::around(mid, x.rad)
         }
-        Unary::Sign => rising(sign),
+        Unary::Sign => step(sign, x),
         Unary::Sqrt => monotone(f64::sqrt, x, 0.0, infinity),
         Unary::Reciprocal => Ball::exact(1.0).over(x),
         Unary::Exp => rising(f64::exp),
@@ -91,9 +91,9 @@ fn exact(function: Unary, x: Ball) -> Ball {
         Unary::Sigmoid => rising(sigmoid),
         Unary::Softplus => rising(softplus),
         Unary::Erf => rising(math::erf_f64),
-        Unary::Floor => rising(f64::floor),
-        Unary::Ceil => rising(f64::ceil),
-        Unary::Round => rising(f64::round_ties_even),
+        Unary::Floor => step(f64::floor, x),
+        Unary::Ceil => step(f64::ceil, x),
+        Unary::Round => step(f64::round_ties_even, x),
         // No real numbers: the interpreter answers these.
         Unary::Not | Unary::IsNan => x,
     }
@@ -110,6 +110,14 @@ fn monotone(f: fn(f64) -> f64, x: Ball, lowest: f64, highest: f64) -> Ball {
     }
     let (first, last) = (f(x.low()), f(x.high()));
     Ball::around(mid, (first - mid).abs().max((last - mid).abs()))
+}
+
+/// A function that rises in steps: where a ball has a step, the numbers on both sides of it and no others.
+fn step(f: fn(f64) -> f64, x: Ball) -> Ball {
+    match x.is_exact() || !x.rad.is_finite() {
+        true => Ball::around(f(x.mid), x.rad),
+        false => Ball::between(f(x.low()), f(x.high())),
+    }
 }
 
 fn sign(x: f64) -> f64 {
