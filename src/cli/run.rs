@@ -93,6 +93,10 @@ pub struct RunArguments {
     /// On a GPU, round the operands of 32-bit matrix products to TF32 (10 bits), which is faster
     #[arg(long, help_heading = "Device")]
     pub tf32: bool,
+    /// Compare every tensor of the first step with what another device makes of the same operands; a
+    /// difference beyond the rounding of both is an error
+    #[arg(long, value_name = "DEVICE", value_enum, help_heading = "Device")]
+    pub check_against: Option<Reference>,
     /// Threads of the CPU; 0 is one per core
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Device",
           value_parser = threads)]
@@ -168,6 +172,13 @@ pub enum Device {
     Cpu,
     /// An NVIDIA GPU
     Cuda,
+}
+
+/// Devices to compare with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Reference {
+    /// This processor
+    Cpu,
 }
 
 impl RunArguments {

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use velora_graph::analysis::partition::Partition;
 use velora_graph::analysis::roles::roles;
 use velora_graph::onnx::write::{check_replaceable, replace};
-use velora_runtime::backend::Observer;
+use velora_runtime::backend::{Backend, Observer, StepContext};
+use velora_runtime::check::{Check, Precision};
+use velora_runtime::cpu::Cpu;
 use velora_runtime::data::batches::{Batches, Last};
 use velora_runtime::data::{self, safetensors};
 use velora_runtime::plan::show;
@@ -163,12 +165,22 @@ fn train_loop(arguments: &RunArguments, started: &mut Started<'_>, steps: u64) -
     let mut outcome = Outcome::new(started.session.plan());
     let mut spent = Duration::ZERO;
     let first = started.session.steps();
+    let mut check = check(arguments, started)?;
+    let checked = u64::from(check.is_some() && first < steps);
     while started.session.steps() < steps {
-        let begin = Instant::now();
-        let watch = profile.as_mut().map(|p| p as &mut dyn Observer);
+        let mut begin = Instant::now();
+        let watch = match &mut check {
+            Some(check) => Some(check as &mut dyn Observer),
+            None => profile.as_mut().map(|p| p as &mut dyn Observer),
+        };
         let counted = crate::allocations::count();
         let report = started.session.step(watch)?;
         let (count, bytes) = crate::allocations::since(counted);
+        if let Some(check) = check.take() {
+            report_check(arguments, &check)?;
+            // A step that is watched by operation has no time of its own.
+            begin = Instant::now();
+        }
         spent += begin.elapsed();
         // In the first steps the threads set up what they keep.
         if report.step > first + 2 && profile.is_none() {
@@ -194,7 +206,8 @@ fn train_loop(arguments: &RunArguments, started: &mut Started<'_>, steps: u64) -
     }
     progress.clear();
     let done = started.session.steps().saturating_sub(first);
-    outcome.seconds_per_step = spent.as_secs_f64() / done.max(1) as f64;
+    let timed = done.saturating_sub(checked);
+    outcome.seconds_per_step = spent.as_secs_f64() / timed.max(1) as f64;
     outcome.steps = started.session.steps();
     let evaluation = evaluate(started)?;
     log.evaluation(outcome.steps, evaluation.as_ref())?;
@@ -214,6 +227,32 @@ fn train_loop(arguments: &RunArguments, started: &mut Started<'_>, steps: u64) -
         })
         .collect();
     Ok(outcome)
+}
+
+/// What watches the first step for `--check-against`.
+fn check(arguments: &RunArguments, started: &Started<'_>) -> Result<Option<Check>> {
+    if arguments.check_against.is_none() {
+        return Ok(None);
+    }
+    let context = StepContext {
+        seed: arguments.parameters.seed,
+        step: started.session.steps() * arguments.accumulate,
+    };
+    let plan = started.session.plan();
+    let check = Check::new(plan, arguments.threads, context, Precision::default());
+    check.context("cannot start threads").map(Some)
+}
+
+/// Says what a check found; a disagreement is an error.
+fn report_check(arguments: &RunArguments, check: &Check) -> Result<()> {
+    let findings = check.findings();
+    if findings.first.is_some() {
+        bail!("{findings}");
+    }
+    if !arguments.source.quiet {
+        eprintln!("velora-opt: {findings}");
+    }
+    Ok(())
 }
 
 fn evaluate(started: &mut Started<'_>) -> Result<Option<Scored>> {

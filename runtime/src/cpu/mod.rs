@@ -3,6 +3,7 @@
 //! One file per family of operations, under the name that it has in [`crate::ops`].
 
 pub mod accumulate;
+pub(crate) mod apart;
 pub mod dequantize;
 pub mod directions;
 pub mod elementwise;

@@ -23,6 +23,30 @@ pub trait Real:
     /// The element as a wider number.
     fn to_f64(self) -> f64;
 
+    /// What long sums are kept in.
+    type Total: Copy + Default;
+
+    /// A sum and one more element.
+    fn added_to(self, total: Self::Total) -> Self::Total;
+
+    /// A sum as an element.
+    fn of_total(total: Self::Total) -> Self;
+
+    /// The lesser of two numbers; the second one where one is no number.
+    fn lesser(self, other: Self) -> Self {
+        if self < other { self } else { other }
+    }
+
+    /// The greater of two numbers; the second one where one is no number.
+    fn greater(self, other: Self) -> Self {
+        if self > other { self } else { other }
+    }
+
+    /// `log(1 + e^-x)` for x of at least 0.
+    fn softplus_of_negative(self) -> Self {
+        Self::from_f64((-self.to_f64()).exp().ln_1p())
+    }
+
     /// The exponential function.
     fn exp(self) -> Self;
 
@@ -44,6 +68,18 @@ macro_rules! real {
             #[inline(always)]
             fn to_f64(self) -> f64 {
                 f64::from(self)
+            }
+
+            type Total = f64;
+
+            #[inline(always)]
+            fn added_to(self, total: f64) -> f64 {
+                total + f64::from(self)
+            }
+
+            #[inline(always)]
+            fn of_total(total: f64) -> $type {
+                total as $type
             }
 
             #[inline(always)]

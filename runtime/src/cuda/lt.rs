@@ -234,8 +234,8 @@ impl Lt {
         if let Some(algorithm) = chosen.get(&(*problem, aligned)) {
             return Ok(*algorithm);
         }
-        // Any address does for the choice; where there is one, that there is.
-        let parts = Parts::new(problem, self.tf32, 0)?;
+        // Any address does for the choice, but for none.
+        let parts = Parts::new(problem, self.tf32, ALIGNED)?;
         let alignment = match aligned {
             true => ALIGNED as u32,
             false => problem.element.bytes() as u32,

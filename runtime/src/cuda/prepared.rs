@@ -86,6 +86,8 @@ impl<'c> Prepared<'c> {
         if kept > 0 {
             stream.fill(block.address(), 0, kept).map_err(device)?;
         }
+        // Nothing may be under way where what follows fails, and all is given back.
+        stream.synchronize().map_err(device)?;
         let ready = (plans.into_iter())
             .map(|plan| Ready::new(cuda, plan, block.address(), &control))
             .collect::<Result<Vec<_>, Fault>>()?;

@@ -24,7 +24,9 @@ use crate::cpu::rows::fork;
 use blocking::Blocking;
 use drive::Product;
 pub use element::{Accumulator, Element};
+pub(crate) use kernel::{Kernels, rows_apart};
 use tile::Outputs;
+pub(crate) use tile::TileMut;
 
 /// The most dimensions of a batch.
 pub const MAX_BATCH_DIMS: usize = 6;

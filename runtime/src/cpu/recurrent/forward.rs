@@ -321,11 +321,7 @@ impl<T: Real> Pass<'_, T> {
     fn activate(&self, activation: usize, gate: &mut [T]) {
         if let Some(clip) = self.clip {
             for x in &mut *gate {
-                if *x > clip {
-                    *x = clip;
-                } else if *x < -clip {
-                    *x = -clip;
-                }
+                *x = (-clip).greater(clip.lesser(*x));
             }
         }
         apply_all(self.activations[activation], gate);

@@ -30,7 +30,8 @@ pub fn workspace(
     }
 }
 
-fn scratch<T: Real>(op: &Recurrent, outputs: &[Option<&TensorType>]) -> usize {
+/// Elements of scratch.
+pub(crate) fn scratch<T: Real>(op: &Recurrent, outputs: &[Option<&TensorType>]) -> usize {
     match op {
         Recurrent::Forward(layer) => {
             forward::scratch::<T>(layer, matches!(outputs.get(4), Some(Some(_))))
@@ -49,7 +50,8 @@ pub fn execute(op: &Recurrent, _context: &StepContext, call: Call<'_>) -> Result
     }
 }
 
-fn real<T: Real>(op: &Recurrent, call: Call<'_>) -> Result<(), String> {
+/// Executes an operation on elements of a type that layers compute in, whatever the operands' types say.
+pub(crate) fn real<T: Real>(op: &Recurrent, call: Call<'_>) -> Result<(), String> {
     match op {
         Recurrent::Forward(layer) => forward::execute::<T>(layer, call),
         Recurrent::LstmGrad(sizes) => lstm_grad::execute::<T>(*sizes, call),

@@ -92,8 +92,8 @@ impl<T: Real> pulp::NullaryFnOnce for All<'_, T> {
 #[inline(always)]
 fn apply<T: Real>(activation: Activation, x: T) -> T {
     let number = |n: f32| T::from_f64(f64::from(n));
-    let least = |a: T, b: T| if a < b { a } else { b };
-    let greatest = |a: T, b: T| if a > b { a } else { b };
+    let least = T::lesser;
+    let greatest = T::greater;
     match activation {
         Activation::Sigmoid => x.sigmoid(),
         Activation::Tanh => x.tanh(),
@@ -112,8 +112,8 @@ fn apply<T: Real>(activation: Activation, x: T) -> T {
         Activation::Softsign => x / (T::ONE + greatest(x, -x)),
         // Written so that no exponential overflows.
         Activation::Softplus => {
-            let size = greatest(x, -x).to_f64();
-            greatest(x, T::ZERO) + T::from_f64((-size).exp().ln_1p())
+            let size = greatest(x, -x);
+            greatest(x, T::ZERO) + size.softplus_of_negative()
         }
     }
 }
@@ -122,14 +122,14 @@ fn apply<T: Real>(activation: Activation, x: T) -> T {
 pub(super) fn column_sums<T: Real>(matrix: &[T], columns: usize, sums: &mut [T]) {
     const WIDE: usize = 64;
     for_chunks(sums, WIDE, 1, &|part, to| {
-        let mut totals = [0.0; WIDE];
+        let mut totals = [T::Total::default(); WIDE];
         for row in matrix.chunks(columns.max(1)) {
             for (total, element) in totals.iter_mut().zip(&row[part * WIDE..][..to.len()]) {
-                *total += element.to_f64();
+                *total = element.added_to(*total);
             }
         }
         for (to, total) in to.iter_mut().zip(totals) {
-            *to = T::from_f64(total);
+            *to = T::of_total(total);
         }
     });
 }

@@ -9,6 +9,8 @@ mod avx2;
 mod avx512;
 mod portable;
 
+pub use portable::rows_apart;
+
 /// What a kernel computes: `c = alpha * a b + beta * c` on one tile.
 pub struct Job<T> {
     /// The length of the sums.

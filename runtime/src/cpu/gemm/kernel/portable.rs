@@ -47,6 +47,19 @@ unsafe fn tile<T: Accumulator, const R: usize, const PACKED: bool>(job: &Job<T>)
     }
 }
 
+/// Kernels for any type, one row at a time: for products whose speed does not matter.
+pub fn rows_apart<T: Accumulator>() -> &'static Kernels<T> {
+    const {
+        &Kernels {
+            name: "rows apart",
+            nr: NR,
+            packed: &[tile::<T, 1, true> as Kernel<T>],
+            unpacked: &[tile::<T, 1, false> as Kernel<T>],
+            interleave: None,
+        }
+    }
+}
+
 macro_rules! kernels {
     ($name:ident, $type:ty, $($rows:literal)*) => {
         /// The kernels.
