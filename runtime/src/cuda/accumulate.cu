@@ -1,4 +1,5 @@
 // Sums kept in a buffer. `Element` is the buffer's type, `Added` that of what is added; a pack has PACK of each.
+#include "common.cuh"
 
 typedef Number<Element> N;
 

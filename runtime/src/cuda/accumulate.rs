@@ -6,8 +6,8 @@ use crate::ops::accumulate::Accumulate;
 
 /// The kernel.
 pub const SOURCE: Source = Source {
-    name: "accumulate.cu",
-    text: include_str!("accumulate.cu"),
+    name: "accumulate",
+    file: "accumulate.cu",
 };
 
 /// Puts an operation into a sink.

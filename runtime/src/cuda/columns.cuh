@@ -1,4 +1,6 @@
 // Reductions of the columns of a matrix, in parts, and what is done to each element of one.
+#pragma once
+#include "common.cuh"
 
 // A reduction step by step: its value for nothing, with one more element, and of two parts.
 template <typename L> struct Limits;
@@ -52,6 +54,25 @@ struct Min {
   template <typename L> static __device__ __forceinline__ L step(L a, L b) { return (a < b || a != a) ? a : b; }
   template <typename L> static __device__ __forceinline__ L join(L a, L b) { return (a < b || a != a) ? a : b; }
 };
+
+// A result: of integers the ends of the range for the extremes of nothing, else wrapped around; a truth value is
+// 0 or 1.
+template <typename T> struct Ends { static __device__ __forceinline__ T narrow(typename Number<T>::Lane x) { return Number<T>::narrow(x); } };
+#define VELORA_ENDS(T, LOW, HIGH)                       \
+  template <> struct Ends<T> {                          \
+    static __device__ __forceinline__ T narrow(i64 x) { \
+      if (x == Limits<i64>::lowest()) return (T)LOW;    \
+      if (x == Limits<i64>::highest()) return (T)HIGH;  \
+      return (T)x;                                      \
+    }                                                   \
+  };
+VELORA_ENDS(i8, -128, 127)
+VELORA_ENDS(u8, 0, 255)
+VELORA_ENDS(i32, (-2147483647 - 1), 2147483647)
+template <typename T> __device__ __forceinline__ T result_of(typename Number<T>::Lane x, bool truth) {
+  const T result = Ends<T>::narrow(x), one = Number<T>::narrow(1);
+  return truth && Number<T>::lane(result) > Number<T>::lane(one) ? one : result;
+}
 
 // Elements after which a lane's total is joined to the wide one.
 #define DEPTH 32

@@ -1,5 +1,6 @@
 // Numbers from integers and scales. `Integer` is how integers lie in memory, BITS bits each; of 4 bits there are
 // two in a byte, and SIGN is 8 where they have a sign. `Scale` is the type of the scales, `Element` of the result.
+#include "common.cuh"
 
 typedef Number<Element> N;
 

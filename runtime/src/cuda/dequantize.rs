@@ -8,8 +8,8 @@ use velora_graph::shapes::DataType;
 
 /// The kernel.
 pub const SOURCE: Source = Source {
-    name: "dequantize.cu",
-    text: include_str!("dequantize.cu"),
+    name: "dequantize",
+    file: "dequantize.cu",
 };
 
 /// Elements of a thread.
@@ -64,7 +64,11 @@ pub fn encode(op: &Dequantize, call: &Call<'_>, sink: &mut Sink<'_>) -> Result<(
         ty @ (DataType::UINT8 | DataType::INT8) => (type_name(ty)?, 8, 0),
         ty @ DataType(4 | 5) => (type_name(ty)?, 16, 0),
         ty @ DataType::INT32 => (type_name(ty)?, 32, 0),
-        other => return Err(Unsupported(format!("integers of {other} have no kernel here"))),
+        other => {
+            return Err(Unsupported(format!(
+                "integers of {other} have no kernel here"
+            )));
+        }
     };
     for operand in [scales, y] {
         if !matches!(

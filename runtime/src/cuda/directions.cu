@@ -1,4 +1,5 @@
 // Moving directions, and how projections are stored. `Element` is defined.
+#include "common.cuh"
 
 typedef Number<Element> N;
 typedef N::Lane Lane;

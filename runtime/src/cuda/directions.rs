@@ -11,8 +11,8 @@ use velora_graph::shapes::DataType;
 
 /// The kernels that are not those of one direction as well.
 pub const SOURCE: Source = Source {
-    name: "directions.cu",
-    text: include_str!("directions.cu"),
+    name: "directions",
+    file: "directions.cu",
 };
 
 fn unit(data_type: DataType) -> Result<Unit, Unsupported> {
@@ -160,7 +160,13 @@ pub(super) fn sums(
         .address(workspace)
         .structure(columns);
     let blocks = columns.blocks() as u32;
-    sink.launch(unit, format!("sum_features_{pack}"), blocks, BLOCK, arguments);
+    sink.launch(
+        unit,
+        format!("sum_features_{pack}"),
+        blocks,
+        BLOCK,
+        arguments,
+    );
     let arguments = Arguments::new()
         .address(workspace)
         .size(columns.parts())

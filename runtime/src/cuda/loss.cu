@@ -1,5 +1,7 @@
-// Losses of scores [batch, classes, inner] against labels [batch, inner], and their gradients. Included after
-// rows.cuh; `Element` is defined.
+// Losses of scores [batch, classes, inner] against labels [batch, inner], and their gradients. `Element` is
+// defined where this is included.
+#include "common.cuh"
+#include "rows.cuh"
 
 typedef Number<Element> N;
 typedef N::Lane Lane;
@@ -100,6 +102,8 @@ __device__ __forceinline__ void loss_rows(const Element* scores, Element* logs, 
       weights += weight;
     }
     if (logs) {
+      // The label's score was read by another thread, and may lie where the logarithms do.
+      if (WARP) __syncwarp();
       Element* to = logs + number * size;
       row.again([&](u32 i, const Pack<Element, V>& pack) {
         Pack<Element, V> result;

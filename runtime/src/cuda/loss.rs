@@ -1,7 +1,7 @@
 //! Losses, with their gradients.
 
 use super::encode::{Arguments, BLOCK, Call, Operand, Sink, Unsupported, address};
-use super::source::{Divisor, Rows, Source, float, float_unit, whole_pack, with_rows};
+use super::source::{Divisor, Rows, Source, float, float_unit, whole_pack};
 use crate::ops::loss::{CrossEntropy, Loss, Reduction};
 use crate::tensor::TensorType;
 use bytemuck::{Pod, Zeroable};
@@ -9,8 +9,8 @@ use velora_graph::shapes::DataType;
 
 /// The kernels.
 pub const SOURCE: Source = Source {
-    name: "loss.cu",
-    text: with_rows!("loss.cu"),
+    name: "loss",
+    file: "loss.cu",
 };
 
 /// Blocks that sum losses at most.
@@ -115,7 +115,10 @@ fn way(op: &CrossEntropy, data_type: DataType) -> Result<(Way, usize), Unsupport
         let blocks = op.batch.div_ceil(rows.per_block());
         return Ok((Way::Rows(rows), blocks.clamp(1, MOST_BLOCKS)));
     }
-    Ok((Way::Places, labels.div_ceil(BLOCK as usize).clamp(1, MOST_BLOCKS)))
+    Ok((
+        Way::Places,
+        labels.div_ceil(BLOCK as usize).clamp(1, MOST_BLOCKS),
+    ))
 }
 
 /// Bytes of scratch: two totals, and two sums of every block.
@@ -157,7 +160,13 @@ fn encode_loss(op: &CrossEntropy, call: &Call<'_>, sink: &mut Sink<'_>) -> Resul
     match way {
         Way::Rows(rows) => {
             let arguments = arguments.structure(&targets);
-            sink.launch(&unit, rows.kernel("loss"), blocks as u32, rows.threads, arguments);
+            sink.launch(
+                &unit,
+                rows.kernel("loss"),
+                blocks as u32,
+                rows.threads,
+                arguments,
+            );
         }
         Way::Places => {
             let arguments = arguments

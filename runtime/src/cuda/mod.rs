@@ -43,9 +43,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use thiserror::Error;
 
-/// All sources of kernels but those that are generated.
+/// All sources of kernels but those that are generated; of those for types that the unit names, the one for
+/// floats.
 pub fn units() -> Vec<Unit> {
-    vec![
+    let mut units = vec![
         index::UNIT,
         matmul::UNIT,
         movement::UNIT,
@@ -55,7 +56,28 @@ pub fn units() -> Vec<Unit> {
         recurrent::UNIT,
         select::UNIT,
         window::UNIT,
-    ]
+    ];
+    let typed = [
+        directions::SOURCE,
+        loss::SOURCE,
+        normalize::BATCH,
+        normalize::LAYER,
+        normalize::SOFTMAX,
+        reduce::SCAN,
+        velora::SOURCE,
+    ];
+    let float = ("Element", "float");
+    units.extend(typed.map(|source| source.with(&[float, ("ELEMENT_BYTES", "4")])));
+    units.push(accumulate::SOURCE.with(&[float, ("Added", "float"), ("PACK", "4")]));
+    let integers = [
+        ("Integer", "u8"),
+        ("BITS", "4"),
+        ("SIGN", "8"),
+        ("Scale", "float"),
+    ];
+    units.push(dequantize::SOURCE.with(&[&integers[..], &[float]].concat()));
+    units.push(reduce::SOURCE.with(&[float, ("ELEMENT_BYTES", "4"), ("Step", "Sum")]));
+    units
 }
 
 /// What those sources, and generated ones, include.

@@ -1,4 +1,6 @@
-// Reductions over axes. Included after columns.cuh; `Element` is a type and `Step` a reduction.
+// Reductions over axes. `Element` is a type and `Step` a reduction, where this is included.
+#include "common.cuh"
+#include "columns.cuh"
 
 typedef Number<Element> N;
 typedef N::Lane Lane;
@@ -17,20 +19,6 @@ __device__ __forceinline__ void from_double(double& to, double x) { to = x; }
 // Towards zero, at the ends of the range where it is beyond, and 0 for NaN.
 __device__ __forceinline__ void from_double(i64& to, double x) { to = x != x ? 0 : __double2ll_rz(x); }
 
-// The ends of the range, for the extremes of nothing; else wrapped around.
-template <typename T> struct Ends { static __device__ __forceinline__ T narrow(Lane x) { return N::narrow(x); } };
-#define REDUCE_ENDS(T, LOW, HIGH)                                                  \
-  template <> struct Ends<T> {                                                     \
-    static __device__ __forceinline__ T narrow(i64 x) {                            \
-      if (x == Limits<i64>::lowest()) return (T)LOW;                               \
-      if (x == Limits<i64>::highest()) return (T)HIGH;                             \
-      return (T)x;                                                                 \
-    }                                                                              \
-  };
-REDUCE_ENDS(i8, -128, 127)
-REDUCE_ENDS(u8, 0, 255)
-REDUCE_ENDS(i32, (-2147483647 - 1), 2147483647)
-
 __device__ __forceinline__ Element finish(Wide total, u64 count, u32 kind) {
   switch (kind & 7u) {
     case MEAN: total = over(total, count); break;
@@ -38,12 +26,7 @@ __device__ __forceinline__ Element finish(Wide total, u64 count, u32 kind) {
     case LOGARITHM: from_double(total, log((double)total)); break;
     default: break;
   }
-  Element result = Ends<Element>::narrow((Lane)total);
-  if (kind & TRUTH) {
-    const Element one = N::narrow((Lane)1);
-    if (N::lane(result) > N::lane(one)) result = one;
-  }
-  return result;
+  return result_of<Element>((Lane)total, kind & TRUTH);
 }
 
 // A total goes to the results, or to the parts where there are several of a row.

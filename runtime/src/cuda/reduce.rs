@@ -2,7 +2,7 @@
 
 use super::compile::Unit;
 use super::encode::{Arguments, BLOCK, Call, Operand, Sink, Unsupported};
-use super::source::{Columns, Divisor, Source, element_bytes, no_kernel, type_name, whole_pack, with_columns};
+use super::source::{Columns, Divisor, Source, element_bytes, no_kernel, type_name, whole_pack};
 use crate::ops::reduce::{Arg, Fold, Group, Kind, Reduce, Running};
 use crate::tensor::TensorType;
 use bytemuck::{Pod, Zeroable};
@@ -10,14 +10,14 @@ use velora_graph::shapes::DataType;
 
 /// The kernels of most reductions.
 pub const SOURCE: Source = Source {
-    name: "reduce.cu",
-    text: with_columns!("reduce.cu"),
+    name: "reduce",
+    file: "reduce.cu",
 };
 
 /// The kernels of logarithms of sums of powers, places of extremes, and running sums.
 pub const SCAN: Source = Source {
-    name: "scan.cu",
-    text: with_columns!("scan.cu"),
+    name: "scan",
+    file: "scan.cu",
 };
 
 /// Axes of a kind that the kernels for any form take; kept and reduced ones take turns.
@@ -238,7 +238,11 @@ fn encode_fold(
     };
     let operands = Arguments::new().address(x.address).address(y.address);
     let (count, reduced) = match form {
-        Form::Rows { rows, size, parts: 1 } if size <= 2048 || rows >= 4096 => {
+        Form::Rows {
+            rows,
+            size,
+            parts: 1,
+        } if size <= 2048 || rows >= 4096 => {
             let pack = whole_pack(data_type, size);
             let log_lanes = log_lanes(size.div_ceil(pack));
             let arguments = operands.size(rows).size(size).u32(log_lanes).u32(kind);
@@ -247,7 +251,11 @@ fn encode_fold(
             sink.launch(&unit, kernel, blocks, BLOCK, arguments);
             return Ok(());
         }
-        Form::Rows { rows, size, parts: count } => {
+        Form::Rows {
+            rows,
+            size,
+            parts: count,
+        } => {
             let pack = whole_pack(data_type, size);
             let blocks = rows * count;
             let arguments = operands

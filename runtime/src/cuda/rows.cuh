@@ -1,4 +1,6 @@
 // Rows that stay in registers from their first reading to their writing. `Element` is defined.
+#pragma once
+#include "common.cuh"
 
 // A row as the threads of a team, which is a warp or a block, see it: each has the packs number `thread`,
 // `thread + threads`, .. of V elements. The first HELD of them stay in registers; others are read again. A

@@ -1,5 +1,7 @@
-// Logarithms of sums of powers, places of extremes, and running sums. `Element` is defined; columns.cuh is
-// included before.
+// Logarithms of sums of powers, places of extremes, and running sums. `Element` is defined where this is
+// included.
+#include "common.cuh"
+#include "columns.cuh"
 
 typedef Number<Element> N;
 typedef N::Lane Lane;
@@ -57,8 +59,7 @@ extern "C" __global__ void log_sum_exp(const Element* __restrict__ x, Element* _
     if (lane == 0u && inside) {
       Lane number;
       from_double(number, (double)shift + log(sum));
-      if (truth && number > (Lane)1) number = (Lane)1;
-      y[result] = N::narrow(number);
+      y[result] = result_of<Element>(number, truth != 0u);
     }
   }
 }

@@ -6,62 +6,29 @@ use bytemuck::{Pod, Zeroable};
 use std::borrow::Cow;
 use velora_graph::shapes::DataType;
 
-/// A source that begins with reductions of columns.
-macro_rules! with_columns {
-    ($file:literal) => {
-        concat!(
-            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cuda/columns.cuh")),
-            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cuda/", $file))
-        )
-    };
-}
-
-/// A source that begins with rows that stay in registers.
-macro_rules! with_rows {
-    ($file:literal) => {
-        concat!(
-            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cuda/rows.cuh")),
-            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cuda/", $file))
-        )
-    };
-}
-
-/// A source that begins with both.
-macro_rules! with_columns_and_rows {
-    ($file:literal) => {
-        concat!(
-            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cuda/columns.cuh")),
-            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cuda/rows.cuh")),
-            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cuda/", $file))
-        )
-    };
-}
-pub(super) use {with_columns, with_columns_and_rows, with_rows};
-
 /// A source file whose kernels are for types that it does not name: one for each combination in use, since
 /// compiling all of them would take long.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
-    /// The file's name.
+    /// The name of the units.
     pub name: &'static str,
-    /// Its text.
-    pub text: &'static str,
+    /// The file, which the units include.
+    pub file: &'static str,
 }
 
 impl Source {
-    /// The unit in which names stand for what is given.
+    /// The unit in which names stand for what is given (built-in types, or those of common.cuh).
     pub fn with(&self, names: &[(&str, &str)]) -> Unit {
-        let mut text = String::from("#include \"common.cuh\"\n");
+        let mut text = String::new();
         for (name, meaning) in names {
             text.push_str(&format!("#define {name} {meaning}\n"));
         }
-        text.push_str(self.text);
+        text.push_str(&format!("#include \"{}\"\n", self.file));
         Unit {
             name: self.name,
             text: Cow::Owned(text),
         }
     }
-
 }
 
 /// The unit in which `Element` is a floating-point type, of `ELEMENT_BYTES`.
@@ -197,7 +164,11 @@ impl Rows {
 
     /// The rows that a block works on at once.
     pub fn per_block(&self) -> usize {
-        if self.warps { self.threads as usize / 32 } else { 1 }
+        if self.warps {
+            self.threads as usize / 32
+        } else {
+            1
+        }
     }
 
     /// The number of blocks.
@@ -323,8 +294,34 @@ mod tests {
 
     #[test]
     fn quotients_are_those_of_division() {
-        let ends = [0, 1, 2, 3, 6, 7, 100, 4095, 4096, 1 << 31, u64::from(u32::MAX)];
-        let divisors = [1, 2, 3, 5, 7, 43, 128, 1000, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 40];
+        let ends = [
+            0,
+            1,
+            2,
+            3,
+            6,
+            7,
+            100,
+            4095,
+            4096,
+            1 << 31,
+            u64::from(u32::MAX),
+        ];
+        let divisors = [
+            1,
+            2,
+            3,
+            5,
+            7,
+            43,
+            128,
+            1000,
+            (1 << 31) - 1,
+            1 << 31,
+            (1 << 32) - 1,
+            1 << 32,
+            1 << 40,
+        ];
         for divisor in divisors {
             let by = Divisor::new(divisor);
             let divisor = divisor as u64;

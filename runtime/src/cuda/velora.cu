@@ -1,4 +1,6 @@
-// Compressed activations, with one direction or several. Included after columns.cuh; `Element` is defined.
+// Compressed activations, with one direction or several. `Element` is defined where this is included.
+#include "common.cuh"
+#include "columns.cuh"
 
 typedef Number<Element> N;
 typedef N::Lane Lane;

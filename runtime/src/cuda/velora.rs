@@ -3,7 +3,7 @@
 use super::compile::Unit;
 use super::directions;
 use super::encode::{Arguments, BLOCK, Call, Operand, Sink, Unsupported};
-use super::source::{Columns, Divisor, Source, float, float_unit, pack, with_columns};
+use super::source::{Columns, Divisor, Source, float, float_unit, pack};
 use crate::ops::directions::Sets;
 use crate::ops::velora::{SubTokens, Velora};
 use crate::tensor::TensorType;
@@ -12,8 +12,8 @@ use velora_graph::shapes::DataType;
 
 /// The kernels, also those of several directions.
 pub const SOURCE: Source = Source {
-    name: "velora.cu",
-    text: with_columns!("velora.cu"),
+    name: "velora",
+    file: "velora.cu",
 };
 
 /// The kernels for an element type.
@@ -130,7 +130,13 @@ pub fn encode(op: &Velora, call: &Call<'_>, sink: &mut Sink<'_>) -> Result<(), U
             let arguments = arguments
                 .structure(&Cut::new(sizes))
                 .structure(&Divisor::new(packs));
-            sink.launch(&unit, format!("compress_places_{pack}"), blocks, BLOCK, arguments);
+            sink.launch(
+                &unit,
+                format!("compress_places_{pack}"),
+                blocks,
+                BLOCK,
+                arguments,
+            );
         }
         Velora::MeanDirection(sizes) => mean_direction(sizes, call, &unit, sink)?,
         Velora::Spread { sizes, scale } => {
@@ -157,7 +163,13 @@ pub fn encode(op: &Velora, call: &Call<'_>, sink: &mut Sink<'_>) -> Result<(), U
                 .structure(&size)
                 .size(sizes.groups);
             let blocks = columns.blocks() as u32;
-            sink.launch(&unit, format!("weigh_features_{pack}"), blocks, BLOCK, arguments);
+            sink.launch(
+                &unit,
+                format!("weigh_features_{pack}"),
+                blocks,
+                BLOCK,
+                arguments,
+            );
             let arguments = Arguments::new()
                 .address(parts)
                 .size(columns.parts())

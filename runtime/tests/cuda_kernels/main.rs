@@ -1,10 +1,17 @@
 //! The CUDA backend's kernels on the software GPU, against the CPU's.
 #![allow(clippy::unwrap_used)]
 
+mod accumulate;
+mod dequantize;
+mod directions;
 mod index;
+mod loss;
 mod movement;
+mod normalize;
 mod random;
 mod recurrent;
+mod reduce;
+mod velora;
 mod window;
 
 #[cfg(not(feature = "gpu-tests"))]

@@ -15,16 +15,33 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// A text that is compiled into this program.
+macro_rules! header {
+    ($name:literal, $file:literal) => {
+        Unit {
+            name: $name,
+            text: Cow::Borrowed(include_str!($file)),
+        }
+    };
+}
+
 /// What sources may include, by name.
-pub(super) const HEADERS: [Unit; 2] = [
-    Unit {
-        name: "common.cuh",
-        text: Cow::Borrowed(include_str!("../common.cuh")),
-    },
-    Unit {
-        name: "elementwise.cuh",
-        text: Cow::Borrowed(include_str!("../elementwise/elementwise.cuh")),
-    },
+pub(super) const HEADERS: [Unit; 14] = [
+    header!("common.cuh", "../common.cuh"),
+    header!("elementwise.cuh", "../elementwise/elementwise.cuh"),
+    header!("columns.cuh", "../columns.cuh"),
+    header!("rows.cuh", "../rows.cuh"),
+    // Kernels for types that the unit names which includes them (`Source`).
+    header!("accumulate.cu", "../accumulate.cu"),
+    header!("batch.cu", "../normalize/batch.cu"),
+    header!("dequantize.cu", "../dequantize.cu"),
+    header!("directions.cu", "../directions.cu"),
+    header!("layer.cu", "../normalize/layer.cu"),
+    header!("loss.cu", "../loss.cu"),
+    header!("reduce.cu", "../reduce.cu"),
+    header!("scan.cu", "../scan.cu"),
+    header!("softmax.cu", "../normalize/softmax.cu"),
+    header!("velora.cu", "../velora.cu"),
 ];
 
 /// A source file of kernels, or a header.
@@ -65,7 +82,9 @@ impl Compiler {
         cache: Cache,
         folder: Option<PathBuf>,
     ) -> Result<Self, DeviceError> {
-        let headers = HEADERS.iter().map(|header| replaced(header, folder.as_deref()));
+        let headers = HEADERS
+            .iter()
+            .map(|header| replaced(header, folder.as_deref()));
         Ok(Compiler {
             context: context.clone(),
             headers: headers.collect(),

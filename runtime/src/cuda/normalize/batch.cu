@@ -1,5 +1,8 @@
-// Batch normalisation and its gradient, of channels in [batch, channels, spatial]. Included after columns.cuh
-// and rows.cuh; `Element` is defined.
+// Batch normalisation and its gradient, of channels in [batch, channels, spatial]. `Element` is defined
+// where this is included.
+#include "common.cuh"
+#include "columns.cuh"
+#include "rows.cuh"
 
 typedef Number<Element> N;
 typedef N::Lane Lane;

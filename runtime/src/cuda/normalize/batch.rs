@@ -2,15 +2,15 @@
 
 use crate::cuda::compile::Unit;
 use crate::cuda::encode::{Arguments, BLOCK, Call, Sink, Unsupported, address};
-use crate::cuda::source::{Columns, Divisor, Source, float, float_unit, whole_pack, with_columns_and_rows};
+use crate::cuda::source::{Columns, Divisor, Source, float, float_unit, whole_pack};
 use crate::ops::normalize::Batch;
 use bytemuck::{Pod, Zeroable};
 use velora_graph::shapes::DataType;
 
 /// The kernels.
 pub const SOURCE: Source = Source {
-    name: "batch.cu",
-    text: with_columns_and_rows!("normalize/batch.cu"),
+    name: "batch",
+    file: "batch.cu",
 };
 
 /// `Planes` of the kernels.
@@ -137,7 +137,13 @@ pub fn encode(op: &Batch, call: &Call<'_>, sink: &mut Sink<'_>) -> Result<(), Un
         .structure(&Divisor::new(op.spatial / pack))
         .structure(&Divisor::new(op.channels));
     let blocks = sink.blocks(packs, BLOCK as usize);
-    sink.launch(&unit, format!("batch_apply_{pack}"), blocks, BLOCK, arguments);
+    sink.launch(
+        &unit,
+        format!("batch_apply_{pack}"),
+        blocks,
+        BLOCK,
+        arguments,
+    );
     Ok(())
 }
 
@@ -157,12 +163,17 @@ fn column_sums(
     sink: &mut Sink<'_>,
 ) {
     let columns = columns(op);
-    let arguments = operands.into_iter().fold(Arguments::new(), Arguments::address);
-    let arguments = arguments
-        .address(sums)
-        .structure(&columns)
-        .u32(sum as u32);
-    sink.launch(unit, "batch_columns", columns.blocks() as u32, BLOCK, arguments);
+    let arguments = operands
+        .into_iter()
+        .fold(Arguments::new(), Arguments::address);
+    let arguments = arguments.address(sums).structure(&columns).u32(sum as u32);
+    sink.launch(
+        unit,
+        "batch_columns",
+        columns.blocks() as u32,
+        BLOCK,
+        arguments,
+    );
 }
 
 /// Inputs: dY, X, scale, mean, inverse deviation; outputs: dX, dScale, dBias.

@@ -1,4 +1,8 @@
-// Layer normalisation and its gradient. Included after columns.cuh and rows.cuh; `Element` is defined.
+// Layer normalisation and its gradient. `Element` is defined where this is
+// included.
+#include "common.cuh"
+#include "columns.cuh"
+#include "rows.cuh"
 
 typedef Number<Element> N;
 typedef N::Lane Lane;

@@ -3,7 +3,7 @@
 use crate::cuda::compile::Unit;
 use crate::cuda::encode::{Arguments, BLOCK, Call, Operand, Sink, Unsupported, address};
 use crate::cuda::source::{
-    Columns, Rows, Source, float, float_unit, lane_bytes, row_length, whole_pack, with_columns_and_rows,
+    Columns, Rows, Source, float, float_unit, lane_bytes, row_length, whole_pack,
 };
 use crate::ops::normalize::Layer;
 use crate::tensor::TensorType;
@@ -12,8 +12,8 @@ use velora_graph::shapes::DataType;
 
 /// The kernels.
 pub const SOURCE: Source = Source {
-    name: "layer.cu",
-    text: with_columns_and_rows!("normalize/layer.cu"),
+    name: "layer",
+    file: "layer.cu",
 };
 
 /// Bytes that the parts of the gradients of scale and bias take at most, but for a few of them.
@@ -113,7 +113,11 @@ impl Way {
             warps,
             threads,
             // Blocks are of whole warps.
-            teams: if warps { teams.next_multiple_of(8) } else { teams },
+            teams: if warps {
+                teams.next_multiple_of(8)
+            } else {
+                teams
+            },
         }
     }
 
@@ -204,8 +208,24 @@ pub fn encode_grad(op: &Layer, call: &Call<'_>, sink: &mut Sink<'_>) -> Result<(
     }
     let parts = way.parts();
     let second = (parts * op.size * lane_bytes(data_type)) as u64;
-    join(dscale, call.workspace.address, parts, op.size, &unit, sink);
-    join(dbias, call.workspace.address + second, parts, op.size, &unit, sink);
+    // A team without rows has written none.
+    let written = parts.min(op.rows);
+    join(
+        dscale,
+        call.workspace.address,
+        written,
+        op.size,
+        &unit,
+        sink,
+    );
+    join(
+        dbias,
+        call.workspace.address + second,
+        written,
+        op.size,
+        &unit,
+        sink,
+    );
     Ok(())
 }
 

@@ -1,4 +1,6 @@
-// Softmax and its gradient. Included after rows.cuh; `Element` is defined.
+// Softmax and its gradient. `Element` is defined where this is included.
+#include "common.cuh"
+#include "rows.cuh"
 
 typedef Number<Element> N;
 typedef N::Lane Lane;

@@ -1,13 +1,13 @@
 //! Softmax and its gradient.
 
 use crate::cuda::encode::{Arguments, BLOCK, Call, Sink, Unsupported};
-use crate::cuda::source::{Divisor, Rows, Source, float, float_unit, with_rows};
+use crate::cuda::source::{Divisor, Rows, Source, float, float_unit};
 use crate::ops::normalize::{Softmax, SoftmaxKind};
 
 /// The kernels.
 pub const SOURCE: Source = Source {
-    name: "softmax.cu",
-    text: with_rows!("normalize/softmax.cu"),
+    name: "softmax",
+    file: "softmax.cu",
 };
 
 fn kind(op: &Softmax) -> u32 {
@@ -51,10 +51,7 @@ fn launch(
     }
     if op.inner == 1 {
         let rows = Rows::new(y.ty.data_type, op.outer, op.size, held)?;
-        let arguments = operands
-            .size(op.outer)
-            .u32(op.size as u32)
-            .u32(kind(op));
+        let arguments = operands.size(op.outer).u32(op.size as u32).u32(kind(op));
         let (kernel, grid) = (rows.kernel(name), rows.grid(sink));
         sink.launch(&unit, kernel, grid, rows.threads, arguments);
         return Ok(());
