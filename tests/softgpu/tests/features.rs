@@ -31,6 +31,28 @@ fn a_struct_by_value() {
 }
 
 #[test]
+fn a_parameter_at_a_computed_address() {
+    each(|d| {
+        let index: Vec<i32> = (0..32).map(|i| i * 7 % 20).collect();
+        let (p, out) = (d.upload(&index), d.empty(128));
+        let mut bytes: Vec<u8> = (0..20).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        bytes.resize(104, 0);
+        d.clean(
+            "indexed_parameter",
+            1,
+            32,
+            0,
+            &[bytes.clone(), arg(p), arg(out)],
+        );
+        let expected: Vec<f32> = index.iter().map(|i| *i as f32).collect();
+        assert_eq!(d.download::<f32>(out, 32), expected);
+        let p = d.upload(&[1000i32; 32]);
+        let report = d.launch("indexed_parameter", 1, 32, 0, &[bytes, arg(p), arg(out)]);
+        assert_eq!(report.found, [Check::OutOfBounds], "{:?}", report.errors);
+    });
+}
+
+#[test]
 fn variables_of_the_module() {
     each(|d| {
         let out = d.empty(128);
