@@ -204,3 +204,7 @@ extern "C" __global__ void many_barriers(u32* out, u32 times, u32 forgetful) {
   }
   out[threadIdx.x] = v;
 }
+// The parameter is read at an address that is computed.
+extern "C" __global__ void indexed_parameter(Large b, const int* index, float* out) {
+  out[threadIdx.x] = b.a[index[threadIdx.x]];
+}

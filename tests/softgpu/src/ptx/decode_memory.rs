@@ -170,6 +170,9 @@ impl<'a> Decoder<'a> {
                     });
                 }
                 Some(Place::Local(_)) => space = Space::Local,
+                // By an address, which leads to the kernel's parameters or to the function's.
+                None if self.in_entry => space = Space::Param,
+                None => space = Space::Local,
                 _ => return Err("unsupported: a parameter by address".into()),
             }
         }

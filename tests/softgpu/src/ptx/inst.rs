@@ -244,6 +244,8 @@ pub enum Space {
     Shared,
     /// Also holds the parameters and results of device functions.
     Local,
+    /// The parameters of the kernel.
+    Param,
     /// Told apart by the address.
     Generic,
 }

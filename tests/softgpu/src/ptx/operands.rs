@@ -296,7 +296,10 @@ impl<'a> Decoder<'a> {
                 self.dynamic_slots.push((slot, offset));
                 Ok(slot)
             }
-            Place::Param(_) => Err("unsupported: the address of a parameter".into()),
+            Place::Param(at) => {
+                let address = i64::from(at).wrapping_add(offset);
+                Ok(self.slot64(Slot64::Constant(address as u64)))
+            }
         }
     }
 

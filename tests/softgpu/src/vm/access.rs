@@ -159,7 +159,7 @@ impl Machine<'_> {
         let (first, offset) = match place {
             Place::Shared(offset) => (u64::from(self.first_run) << 32, offset),
             Place::Global(_, offset) => (self.first_record, offset),
-            Place::Local(_) => return false,
+            Place::Local(_) | Place::Param(_) => return false,
         };
         let (data, valid, shadow) = match place {
             Place::Global(index, _) => {

@@ -537,7 +537,7 @@ fn by_lane(regs: &mut Registers, op: &Op, mask: u32, worst: bool) -> bool {
             let base = match space {
                 Space::Shared => super::memory::SHARED_WINDOW,
                 Space::Local => super::memory::LOCAL_WINDOW,
-                Space::Global | Space::Generic => 0,
+                Space::Global | Space::Param | Space::Generic => 0,
             };
             each!(d, [a], |[a]: [u64; 1]| if to_generic {
                 a.wrapping_add(base)

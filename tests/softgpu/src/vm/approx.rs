@@ -1,6 +1,7 @@
 //! The approximations of the special-function unit. Devices compute them less exactly than a processor would,
 //! and the bounds below are all that the PTX manual and the CUDA guide promise, so results here err by a
-//! pseudo-random amount within them. Results that are exact stay so.
+//! pseudo-random amount within them. Results that are exact stay so. Devices may be better, so a test that passes
+//! here says nothing about what a certain device computes, bit for bit.
 
 use crate::ptx::inst::ApproxOp;
 

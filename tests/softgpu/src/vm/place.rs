@@ -63,6 +63,8 @@ pub(super) enum Place {
     Global(usize, usize),
     /// Offset in the local memory of the warp.
     Local(usize),
+    /// Offset in the kernel's parameters.
+    Param(usize),
 }
 
 impl Place {
@@ -72,6 +74,7 @@ impl Place {
             Place::Shared(at) => Place::Shared(at + bytes),
             Place::Global(index, at) => Place::Global(index, at + bytes),
             Place::Local(at) => Place::Local(at + bytes),
+            Place::Param(at) => Place::Param(at + bytes),
         }
     }
 }
@@ -171,6 +174,11 @@ impl Machine<'_> {
         }
         let place = match space {
             Space::Shared => self.in_shared(address, size),
+            Space::Param => {
+                let end = (address as usize).checked_add(size);
+                let inside = load && end.is_some_and(|end| end <= self.launch.params.len());
+                inside.then_some(Place::Param(address as usize))
+            }
             Space::Local => {
                 let stride = self.kernel.local_bytes;
                 let offset = address as usize;
@@ -195,6 +203,7 @@ impl Machine<'_> {
                     .prepare(self.shared.data.len(), ty.size());
                 (true, offset)
             }
+            Place::Param(_) => return Some(place),
             Place::Local(offset) => {
                 if load && warp.local_valid[offset..offset + size].contains(&0) {
                     let what = format!("uninitialised local read at {address}");
@@ -230,7 +239,7 @@ impl Machine<'_> {
         match place {
             Place::Shared(offset) => &self.shared.valid[offset..],
             Place::Global(index, offset) => &self.regions[index].valid[offset..],
-            Place::Local(_) => &[],
+            Place::Local(_) | Place::Param(_) => &[],
         }
     }
 
@@ -265,6 +274,12 @@ impl Machine<'_> {
                 zones("shared", &list)
             }
             Space::Local => zones("local", &self.kernel.local),
+            Space::Param => {
+                let bytes = self.launch.params.len();
+                format!(
+                    "out-of-bounds {verb} of {size} bytes at {address} of {bytes} of parameters"
+                )
+            }
             _ => {
                 let index = self.regions.partition_point(|a| a.base <= address);
                 let near = index.checked_sub(1).map_or(String::new(), |i| {
@@ -303,7 +318,7 @@ impl Machine<'_> {
     ) {
         let (first_run, block_time) = (self.first_run, self.block_time);
         let (conflict, shared, offset) = match place {
-            Place::Local(_) => return,
+            Place::Local(_) | Place::Param(_) => return,
             Place::Shared(at) => {
                 let observer =
                     warp.observer(lane, u64::from(first_run) << 32, first_run, block_time);
@@ -334,6 +349,7 @@ impl Machine<'_> {
             Place::Shared(at) => &self.shared.data[at..],
             Place::Global(index, at) => &self.regions[index].data[at..],
             Place::Local(at) => &warp.local[at..],
+            Place::Param(at) => &self.launch.params[at..],
         }
     }
 
@@ -346,6 +362,8 @@ impl Machine<'_> {
                 (&mut region.data, &mut region.valid, at)
             }
             Place::Local(at) => (&mut warp.local, &mut warp.local_valid, at),
+            // Nothing stores there: finding the place refuses it.
+            Place::Param(_) => return,
         };
         data[at..at + bytes.len()].copy_from_slice(bytes);
         valid[at..at + bytes.len()].fill(1);
