@@ -170,7 +170,16 @@ impl<'a> Decoder<'a> {
                     });
                 }
                 Some(Place::Local(_)) => space = Space::Local,
-                _ => return Err("unsupported: a parameter by address".into()),
+                _ => {
+                    let (base, offset) = self.address(&args[1])?;
+                    return Ok(Op::LdParamAt {
+                        ty,
+                        count,
+                        regs,
+                        base,
+                        offset,
+                    });
+                }
             }
         }
         let (base, offset) = self.address(&args[1])?;

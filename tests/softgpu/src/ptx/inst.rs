@@ -559,6 +559,14 @@ pub enum Op {
         regs: [Option<Reg>; 8],
         offset: u32,
     },
+    /// The same at an address, which is an offset in all parameters.
+    LdParamAt {
+        ty: Ty,
+        count: u8,
+        regs: [Option<Reg>; 8],
+        base: Reg,
+        offset: i64,
+    },
     Ld(Transfer),
     St(Transfer),
     Atom(Atomic),

@@ -296,7 +296,11 @@ impl<'a> Decoder<'a> {
                 self.dynamic_slots.push((slot, offset));
                 Ok(slot)
             }
-            Place::Param(_) => Err("unsupported: the address of a parameter".into()),
+            // Only loads of parameters may use it.
+            Place::Param(at) => {
+                let at = i64::from(at) + offset;
+                Ok(self.slot64(Slot64::Constant(at as u64)))
+            }
         }
     }
 

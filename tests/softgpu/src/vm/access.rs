@@ -34,7 +34,19 @@ impl Machine<'_> {
                 regs,
                 offset,
             } => {
-                self.load_param(warp, at, *ty, &regs[..*count as usize], *offset, mask);
+                let offsets = [u64::from(*offset); 32];
+                self.load_param(warp, at, *ty, &regs[..*count as usize], &offsets, mask);
+            }
+            Op::LdParamAt {
+                ty,
+                count,
+                regs,
+                base,
+                offset,
+            } => {
+                self.need(warp, mask, warp.regs.defined(*base), at.line, "an address");
+                let offsets = self.addresses(warp, *base, *offset);
+                self.load_param(warp, at, *ty, &regs[..*count as usize], &offsets, mask);
             }
             Op::Ld(transfer) => self.transfer(warp, at, transfer, mask, true),
             Op::St(transfer) => {
@@ -70,28 +82,33 @@ impl Machine<'_> {
         at: At,
         ty: Ty,
         regs: &[Option<Reg>],
-        offset: u32,
+        offsets: &[u64; 32],
         mask: u32,
     ) {
         for (index, reg) in regs.iter().enumerate() {
             let Some(reg) = reg else { continue };
-            let start = offset as usize + index * ty.size();
-            let Some(bytes) = self.launch.params.get(start..start + ty.size()) else {
-                let what = "a read outside the kernel's parameters";
-                self.find(Check::OutOfBounds, at.line, warp, 0, what);
-                self.stop |= self.on(Check::OutOfBounds);
-                return;
-            };
-            let value = convert::extend(read_bytes(bytes, ty.size()), ty);
-            let narrow = if reg.class == Class::B16 {
-                value as u32 & 0xffff
-            } else {
-                value as u32
-            };
+            let mut values = [0; 32];
+            for lane in lanes(mask) {
+                let start = (offsets[lane] as usize).saturating_add(index * ty.size());
+                let end = start.saturating_add(ty.size());
+                let Some(bytes) = self.launch.params.get(start..end) else {
+                    let what = "a read outside the kernel's parameters";
+                    self.find(Check::OutOfBounds, at.line, warp, lane, what);
+                    self.stop |= self.on(Check::OutOfBounds);
+                    return;
+                };
+                values[lane] = convert::extend(read_bytes(bytes, ty.size()), ty);
+            }
             if reg.class == Class::B64 {
-                warp.regs.write64(reg.slot, mask, &[value; 32], u32::MAX);
+                warp.regs.write64(reg.slot, mask, &values, u32::MAX);
             } else {
-                warp.regs.write32(reg.slot, mask, &[narrow; 32], u32::MAX);
+                let bits = if reg.class == Class::B16 {
+                    0xffff
+                } else {
+                    u32::MAX
+                };
+                let narrow = values.map(|value| value as u32 & bits);
+                warp.regs.write32(reg.slot, mask, &narrow, u32::MAX);
             }
         }
     }
