@@ -6,7 +6,7 @@
 
 use super::compile::Unit;
 use super::division::{Divider, narrow};
-use super::encode::{Arguments, BLOCK, Call, Operand, Scratch, Sink, Unsupported, address};
+use super::encode::{Arguments, BLOCK, Call, Launch, Operand, Scratch, Sink, Unsupported, address};
 use super::lt::{Element, Lt, Matrix, Problem, Product};
 use super::pool;
 use crate::ops::window::{AXES, Conv, Geometry, Window};
@@ -302,7 +302,7 @@ pub fn workspace(
         }
         _ => return 0,
     };
-    let data_type = { inputs.first().copied().flatten() }.map(|ty| ty.data_type);
+    let data_type = inputs.first().copied().flatten().map(|ty| ty.data_type);
     match Sizes::new(conv, data_type.unwrap_or(DataType::FLOAT)) {
         Ok(sizes) => sizes
             .columns()
@@ -606,7 +606,7 @@ fn channel_sum(
         .u32(narrow(channels)?)
         .structure(&Divider::new(positions)?)
         .u32(narrow(batch * positions)?);
-    sink.launch_with(super::encode::Launch {
+    sink.launch_with(Launch {
         unit: UNIT.clone(),
         kernel: format!("channel_sums_{suffix}"),
         grid: [narrow(channels)?, parts as u32, 1],

@@ -1,6 +1,6 @@
 //! Copies of boxes, triangles and sequences: all to the bit.
 
-use super::{assert_same, both, both_over, random_tensor, tensor};
+use super::{assert_same, both, both_over, random_tensor};
 use velora_graph::shapes::DataType;
 use velora_runtime::ops::Op;
 use velora_runtime::ops::movement::copy::{Axis, Copy, Origin, Part};
@@ -198,5 +198,4 @@ fn sequences() {
             "floats",
         );
     }
-    let _ = tensor(DataType::FLOAT, &[1], &[0.0]);
 }

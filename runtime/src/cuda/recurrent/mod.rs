@@ -29,7 +29,7 @@ pub fn workspace(
     inputs: &[Option<&TensorType>],
     outputs: &[Option<&TensorType>],
 ) -> usize {
-    let data_type = { inputs.first().copied().flatten() }.map(|ty| ty.data_type);
+    let data_type = inputs.first().copied().flatten().map(|ty| ty.data_type);
     // Encoding says what is wrong.
     let Ok(real) = Real::new(data_type.unwrap_or(DataType::FLOAT)) else {
         return 0;
