@@ -5,6 +5,7 @@
 //! regions. A [`backend`] executes the plan; nothing is allocated in a step.
 
 pub mod backend;
+pub mod cost;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
