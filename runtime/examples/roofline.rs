@@ -1,8 +1,6 @@
 //! `roofline MODEL [--dim NAME=N]... [--optimizer sgd|adamw|none]`: the least time of a training step on some
 //! GPUs by the roofline model, kernel by kernel. A model, not a measurement: see `docs/roofline.md`.
 
-// Other examples execute what they plan.
-#[allow(dead_code)]
 mod common;
 
 use anyhow::{Context, Result, bail};

@@ -205,7 +205,8 @@ fn indices_touch_the_rows_that_they_name() {
     let tokens = typed(1, DataType::INT64, &[5]);
     let picked = operand(2, &[5, 8]);
     let gather = Op::Index(Index::Gather(rows.clone()));
-    let found = cost(&gather, &[table.clone(), tokens.clone()], &[picked.clone()]);
+    let inputs = [table.clone(), tokens.clone()];
+    let found = cost(&gather, &inputs, std::slice::from_ref(&picked));
     // 40 numbers and five indices of 8 bytes.
     assert_eq!((found.read, found.written), (4 * 40 + 40, 4 * 40));
 

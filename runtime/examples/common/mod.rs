@@ -1,5 +1,8 @@
 //! A training graph with values for all its inputs, prepared to be executed once and again.
 
+// Each example uses its part.
+#![allow(dead_code)]
+
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
