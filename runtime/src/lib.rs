@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod check;
+pub mod cost;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -2,8 +2,8 @@
 
 use super::{Loaded, warn_of_doubtful};
 use crate::adapter_file;
-use crate::device;
 use crate::cli::{OptimizerKind, RunArguments, ScheduleKind, is_stream};
+use crate::device;
 use crate::io::{print, write_text};
 use crate::report::run::{Outcome, RegionBytes, Scored, table};
 use anyhow::{Context, Result, bail};
@@ -95,8 +95,8 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         folder: arguments.source.model.parent(),
         unfilled: &unfilled,
     };
-    let mut started =
-        start(&loaded.model, &roles, &partition, options, &*device).with_context(|| name.clone())?;
+    let mut started = start(&loaded.model, &roles, &partition, options, &*device)
+        .with_context(|| name.clone())?;
     let per_epoch = started.session.batches().per_epoch() as u64;
     let steps = arguments
         .steps

@@ -3,7 +3,8 @@
 use crate::choices::Choices;
 use crate::tape::{Generated, Tape, V, batch, fixed};
 
-fn plain_tail(tape: &mut Tape, parameter: &V, gradient: &V) -> V {
+/// Gradients leave under names that say whose they are.
+pub(crate) fn plain_tail(tape: &mut Tape, parameter: &V, gradient: &V) -> V {
     let mut out = tape.like("Identity", &[gradient]);
     let name = format!("grad.{}", parameter.name);
     tape.last_node().output = vec![name.clone()];

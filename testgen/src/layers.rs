@@ -130,7 +130,7 @@ impl Tape {
     }
 
     /// The sum over axes.
-    fn sum(&mut self, x: &V, axes: &[i64], keep: bool) -> V {
+    pub(crate) fn sum(&mut self, x: &V, axes: &[i64], keep: bool) -> V {
         let gone = |axis: usize| {
             axes.contains(&(axis as i64)) || axes.contains(&(axis as i64 - x.rank() as i64))
         };

@@ -15,6 +15,7 @@ mod choices;
 pub mod interpret;
 pub mod layers;
 pub mod ledger;
+pub mod llama;
 pub mod random;
 pub mod tape;
 

@@ -187,7 +187,10 @@ fn opening_says_what_is_missing() {
         opened.err().map(|why| why.to_string()).unwrap_or_default()
     };
     let text = why(Call("cuDevicePrimaryCtxRetain", 1, 999));
-    assert!(text.starts_with("the CUDA device cannot be used: cuDevicePrimaryCtxRetain failed"), "{text}");
+    assert!(
+        text.starts_with("the CUDA device cannot be used: cuDevicePrimaryCtxRetain failed"),
+        "{text}"
+    );
     let text = why(Call("cublasLtCreate", 1, 1));
     assert!(text.contains("cublasLtCreate"), "{text}");
 }

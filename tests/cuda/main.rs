@@ -2,12 +2,13 @@
 //! real one (feature `gpu-tests`).
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code)]
-#[path = "../runtime/graphs.rs"]
-mod graphs;
 mod device;
 #[cfg(not(feature = "gpu-tests"))]
 mod faults;
+#[allow(dead_code)]
+#[path = "../runtime/graphs.rs"]
+mod graphs;
+mod kernels;
 #[cfg(not(feature = "gpu-tests"))]
 mod lifetimes;
 #[cfg(not(feature = "gpu-tests"))]

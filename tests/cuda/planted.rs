@@ -157,7 +157,10 @@ fn faults_in_sources_are_found() {
     let graph = digits();
     for planted in IN_SOURCES {
         let sources: Vec<Unit> = units().into_iter().chain(headers()).collect();
-        let unit = sources.iter().find(|unit| unit.name == planted.file).unwrap();
+        let unit = sources
+            .iter()
+            .find(|unit| unit.name == planted.file)
+            .unwrap();
         assert_eq!(
             unit.text.matches(planted.text).count(),
             1,
@@ -204,7 +207,10 @@ fn overlap(plan: &mut Plan) {
 fn faults_in_plans_are_found() {
     let graph = digits();
     let text = found(&graph, options(), overlap);
-    assert!(text.contains("of step") || text.contains("gradient of"), "{text}");
+    assert!(
+        text.contains("of step") || text.contains("gradient of"),
+        "{text}"
+    );
 
     // A life that ends a step too early.
     let device = Device::new();
@@ -266,7 +272,10 @@ fn operands_of_fewer_bits_are_found() {
         ..options()
     };
     let text = found(&digits(), fewer, |_| {});
-    assert!(text.contains("gradient of") || text.contains("of step"), "{text}");
+    assert!(
+        text.contains("gradient of") || text.contains("of step"),
+        "{text}"
+    );
 }
 
 /// Results do not depend on the order in which blocks and threads run.
@@ -282,6 +291,9 @@ fn orders_do_not_matter() {
         all.push(ready.run());
     }
     for other in &all[1..] {
-        assert!(*other == all[0], "results depend on the order of blocks and threads");
+        assert!(
+            *other == all[0],
+            "results depend on the order of blocks and threads"
+        );
     }
 }

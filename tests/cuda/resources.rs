@@ -149,7 +149,9 @@ By architecture: registers / bytes of shared memory / occupancy.
 "
     .to_owned();
     for unit in units() {
-        let found = ARCHITECTURES.each_ref().map(|on| resources(&unit, on.number));
+        let found = ARCHITECTURES
+            .each_ref()
+            .map(|on| resources(&unit, on.number));
         for name in found[0].keys() {
             let cells = ARCHITECTURES.each_ref().map(|on| {
                 let place = ARCHITECTURES.iter().position(|a| a.number == on.number);
@@ -164,7 +166,11 @@ By architecture: registers / bytes of shared memory / occupancy.
     }
     let unit = generated();
     writeln!(table, "\n## Generated element-wise kernels\n").unwrap();
-    writeln!(table, "Of the graphs of `models/`, original and rewritten.\n").unwrap();
+    writeln!(
+        table,
+        "Of the graphs of `models/`, original and rewritten.\n"
+    )
+    .unwrap();
     for on in &ARCHITECTURES {
         let found = resources(&unit, on.number);
         let spilled = found.iter().find(|(_, used)| used.spilled != 0);

@@ -3,13 +3,13 @@
 use super::device;
 use super::graphs::{Graph, Ready, files};
 use std::collections::BTreeMap;
+use velora_graph::shapes::DataType;
 use velora_passes::select::Preset;
 use velora_runtime::backend::{Backend, StepContext};
 use velora_runtime::cpu::Cpu;
 use velora_runtime::plan::{Operand, Plan, Region};
 use velora_runtime::random;
 use velora_runtime::session::optimizer::{Optimizer, Step};
-use velora_graph::shapes::DataType;
 
 /// Half a unit in the last place of a 32-bit number.
 const ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
@@ -39,12 +39,7 @@ struct Outcome {
 
 /// Trains some steps; every parameter is multiplied by up to 1 ± `noise` before. At the end `look` sees the
 /// plan.
-fn train(
-    graph: &Graph,
-    backend: &dyn Backend,
-    noise: f64,
-    look: impl FnOnce(&Plan),
-) -> Outcome {
+fn train(graph: &Graph, backend: &dyn Backend, noise: f64, look: impl FnOnce(&Plan)) -> Outcome {
     let inside = graph.signature.trained.is_empty();
     let states = if inside { 0 } else { OPTIMIZER.state().len() };
     let mut ready = graph.prepare(backend, BATCH, states);
@@ -157,7 +152,10 @@ pub fn compare(graph: &Graph, cpu: &Cpu, cuda: &dyn Backend, look: impl FnOnce(&
             );
         }
     }
-    assert!(found.losses[0] != *found.losses.last().unwrap(), "{name}: nothing is trained");
+    assert!(
+        found.losses[0] != *found.losses.last().unwrap(),
+        "{name}: nothing is trained"
+    );
     for (parameter, gradient) in &expected.gradients {
         let between = |other: &Outcome| {
             let pairs = gradient.iter().zip(&other.gradients[parameter]);
@@ -172,7 +170,12 @@ pub fn compare(graph: &Graph, cpu: &Cpu, cuda: &dyn Backend, look: impl FnOnce(&
         );
     }
     for (region, touched) in Region::ALL.into_iter().zip(found.touched) {
-        assert_eq!(found.plan.bytes(region), touched, "{name}: {}", region.name());
+        assert_eq!(
+            found.plan.bytes(region),
+            touched,
+            "{name}: {}",
+            region.name()
+        );
     }
 }
 
@@ -180,10 +183,10 @@ pub fn compare(graph: &Graph, cpu: &Cpu, cuda: &dyn Backend, look: impl FnOnce(&
 fn check_memory(device: &device::Device, plan: &Plan) {
     #[cfg(not(feature = "gpu-tests"))]
     {
-    let blocks = device.gpu.allocations();
-    let block = blocks.iter().max_by_key(|block| block.len).unwrap();
-    assert_eq!(block.len, plan.total() as u64);
-    assert_eq!(block.high_water, plan.total() as u64);
+        let blocks = device.gpu.allocations();
+        let block = blocks.iter().max_by_key(|block| block.len).unwrap();
+        assert_eq!(block.len, plan.total() as u64);
+        assert_eq!(block.high_water, plan.total() as u64);
     }
     #[cfg(feature = "gpu-tests")]
     let _ = (device, plan);

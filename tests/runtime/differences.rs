@@ -11,6 +11,7 @@ use velora_runtime::evaluate::evaluate;
 use velora_runtime::lower::Request;
 use velora_runtime::tensor::Tensor as HostTensor;
 use velora_testgen::interpret::{Data, Precision, Tensor, run};
+use velora_testgen::llama::{LlamaSizes, llama};
 use velora_testgen::{Generated, Random, chain, random};
 
 /// The unit roundoff of 32-bit floats.
@@ -211,4 +212,18 @@ fn gradients_of_chains_are_differences() {
     let cpu = Cpu::new(1).unwrap();
     assert!(check(&chain::mlp(3, 4, "gelu"), 5, &cpu) > 0);
     assert!(check(&chain::transformer(2, 4, 3), 6, &cpu) > 0);
+}
+
+#[test]
+fn gradients_of_llama_are_differences() {
+    let sizes = LlamaSizes {
+        hidden: 8,
+        intermediate: 6,
+        heads: 2,
+        vocabulary: 5,
+    };
+    let made = llama(2, &sizes, 3);
+    // Two norms, four layers of attention and three of the MLP in each block, then norm and head.
+    assert_eq!(made.gradients.len(), 2 * 9 + 2);
+    assert_eq!(check(&made, 7, &Cpu::new(1).unwrap()), 5 * 20);
 }

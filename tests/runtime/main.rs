@@ -4,10 +4,12 @@
 
 mod allocations;
 mod bits;
+mod costs;
 #[path = "../../runtime/tests/counting/mod.rs"]
 mod counting;
 mod differences;
 mod factors;
 mod footprint;
 mod graphs;
+mod roofline;
 mod variants;

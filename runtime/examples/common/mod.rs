@@ -1,5 +1,8 @@
 //! A training graph with values for all its inputs, prepared to be executed once and again.
 
+// Each example uses its part.
+#![allow(dead_code)]
+
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,7 +16,7 @@ use velora_runtime::backend::{Backend, Executable};
 use velora_runtime::cpu::Cpu;
 use velora_runtime::data::Dataset;
 use velora_runtime::lower::{Request, constants};
-use velora_runtime::plan::{Operand, build};
+use velora_runtime::plan::{Operand, Plan, build};
 use velora_runtime::tensor::{Tensor, TensorType};
 use velora_runtime::training::{Gradients, Signature, wire};
 
@@ -87,12 +90,16 @@ pub fn device(arguments: &Arguments) -> Result<Box<dyn Backend>> {
     }
 }
 
-/// Plans a graph and puts the values in place; what no file gives has to have a default.
-pub fn prepare<'c>(
-    backend: &'c dyn Backend,
-    arguments: &Arguments,
-    data: &[Dataset],
-) -> Result<Prepared<'c>> {
+/// A graph with its plan.
+pub struct Planned {
+    /// The graph, without functions.
+    model: Model,
+    /// What its inputs and outputs are.
+    signature: Signature,
+}
+
+/// Plans a training step; no memory is taken for its tensors.
+pub fn plan(backend: &dyn Backend, arguments: &Arguments) -> Result<(Planned, Plan)> {
     let path = Path::new(&arguments.model);
     let model = Model::from_proto(inline(read(path, UnknownFields::Allow)?)?)?;
     let graph = &model.graph;
@@ -108,6 +115,18 @@ pub fn prepare<'c>(
     let batch: BTreeSet<usize> = signature.others.iter().copied().collect();
     let mut wired = wire(&model, &signature, &request, &batch, Gradients::Fresh, 0)?;
     let plan = build(&mut wired.program, backend)?;
+    Ok((Planned { model, signature }, plan))
+}
+
+/// Plans a graph and puts the values in place; what no file gives has to have a default.
+pub fn prepare<'c>(
+    backend: &'c dyn Backend,
+    arguments: &Arguments,
+    data: &[Dataset],
+) -> Result<Prepared<'c>> {
+    let path = Path::new(&arguments.model);
+    let (planned, plan) = plan(backend, arguments)?;
+    let (graph, signature) = (&planned.model.graph, &planned.signature);
     let footprint = plan.footprint;
     eprintln!(
         "arena {} bytes, {:.4} of the bound; {:.4} of that in the file's order ({})",

@@ -260,11 +260,25 @@ impl Machine<'_> {
         gather(x, &shape, &places.collect::<Vec<_>>())
     }
 
-    fn concat(&self, parts: &[&Tensor]) -> Tensor {
-        // Of vectors only.
-        assert!(parts.iter().all(|p| p.shape.len() == 1));
-        let entries: Vec<i64> = parts.iter().flat_map(|p| p.i().iter().copied()).collect();
-        Tensor::ints(&[entries.len()], entries)
+    fn concat(&self, parts: &[&Tensor], along: i64) -> Tensor {
+        let first = parts[0];
+        if matches!(first.data, Data::Int(_)) {
+            // Of vectors only.
+            assert!(parts.iter().all(|p| p.shape.len() == 1));
+            let entries: Vec<i64> = parts.iter().flat_map(|p| p.i().iter().copied()).collect();
+            return Tensor::ints(&[entries.len()], entries);
+        }
+        let along = axis(along, first.shape.len());
+        let mut shape = first.shape.clone();
+        shape[along] = parts.iter().map(|p| p.shape[along]).sum();
+        let mut entries = Vec::new();
+        for outer in 0..shape[..along].iter().product() {
+            for part in parts {
+                let size: usize = part.shape[along..].iter().product();
+                entries.extend_from_slice(&part.f()[outer * size..(outer + 1) * size]);
+            }
+        }
+        Tensor::floats(&shape, entries)
     }
 
     fn pad(&self, x: &Tensor, pads: &[i64]) -> Tensor {
@@ -437,7 +451,10 @@ impl Machine<'_> {
                 let all: Vec<i64> = (0..starts.len() as i64).collect();
                 self.slice(x(), starts, ends, given(3).map_or(&all, |a| a.i()))
             }
-            "Concat" => self.concat(&inputs.iter().flatten().copied().collect::<Vec<_>>()),
+            "Concat" => {
+                let parts: Vec<&Tensor> = inputs.iter().flatten().copied().collect();
+                self.concat(&parts, int(node, "axis", 0))
+            }
             "Pad" => self.pad(x(), y().i()),
             "ConstantOfShape" => {
                 let shape: Vec<usize> = x().i().iter().map(|&s| s as usize).collect();

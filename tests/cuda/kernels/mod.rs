@@ -1,6 +1,4 @@
-//! The CUDA backend's kernels on the software GPU, against the CPU's.
-#![allow(clippy::unwrap_used)]
-
+//! Every kernel against the CPU's, on the same operands.
 mod accumulate;
 mod dequantize;
 mod directions;
@@ -14,13 +12,11 @@ mod reduce;
 mod velora;
 mod window;
 
-#[cfg(not(feature = "gpu-tests"))]
-use std::path::Path;
+use super::device;
 use velora_graph::shapes::DataType;
 use velora_runtime::backend::{Backend, StepContext};
 use velora_runtime::cpu::Cpu;
-use velora_runtime::cuda::compile::Cache;
-use velora_runtime::cuda::{Cuda, Options};
+use velora_runtime::cuda::Cuda;
 use velora_runtime::ops::Op;
 use velora_runtime::ops::movement::Movement;
 use velora_runtime::ops::movement::copy::{Axis, Copy, Origin, Part};
@@ -44,8 +40,7 @@ const CONTEXT: StepContext = StepContext {
 struct Device {
     // Dropped before the stand-in that it runs on.
     cuda: Cuda,
-    #[cfg(not(feature = "gpu-tests"))]
-    gpu: softgpu::Gpu,
+    device: device::Device,
 }
 
 thread_local! {
@@ -54,21 +49,10 @@ thread_local! {
 
 impl Device {
     fn new() -> Self {
-        #[cfg(not(feature = "gpu-tests"))]
-        let gpu = {
-            softgpu::Gpu::load_nvrtc().unwrap();
-            softgpu::Gpu::exclusive().unwrap()
-        };
-        // Kernels are kept beside what cargo builds.
-        let target = std::env::current_exe().unwrap();
-        let options = Options {
-            cache: Cache::in_folder(target.parent().unwrap().join("cuda-kernels")),
-            ..Options::default()
-        };
+        let device = device::Device::new();
         Device {
-            cuda: Cuda::open(options).unwrap(),
-            #[cfg(not(feature = "gpu-tests"))]
-            gpu,
+            cuda: device.open(device::options()).unwrap(),
+            device,
         }
     }
 
@@ -76,7 +60,7 @@ impl Device {
     fn assert_clean(&self) {
         #[cfg(not(feature = "gpu-tests"))]
         {
-            let reports = self.gpu.take_reports();
+            let reports = self.device.gpu.take_reports();
             assert!(reports.is_empty(), "{}", reports.join("\n"));
         }
     }
