@@ -136,7 +136,7 @@ fn row_shape(op: &Rows, slice: usize) -> Result<RowShape, Unsupported> {
 /// How many elements of a row are moved as one: gives the bytes of those, and how many there are.
 fn widen(slice: usize, bytes: usize) -> (usize, usize) {
     let (mut slice, mut bytes) = (slice, bytes);
-    while bytes < 16 && slice > 0 && slice % 2 == 0 {
+    while bytes < 16 && slice > 0 && slice.is_multiple_of(2) {
         slice /= 2;
         bytes *= 2;
     }

@@ -192,9 +192,13 @@ fn widen(part: &mut Part, bytes: usize) -> usize {
         let Some((last, outer)) = part.axes.split_last() else {
             break;
         };
-        let even = |axis: &Axis| axis.from % 2 == 0 && axis.to % 2 == 0;
-        let runs = (last.from, last.to) == (1, 1) && last.size % 2 == 0;
-        if !runs || !outer.iter().all(even) || part.from % 2 != 0 || part.to % 2 != 0 {
+        let even = |axis: &Axis| axis.from % 2 == 0 && axis.to.is_multiple_of(2);
+        let runs = (last.from, last.to) == (1, 1) && last.size.is_multiple_of(2);
+        if !runs
+            || !outer.iter().all(even)
+            || !part.from.is_multiple_of(2)
+            || !part.to.is_multiple_of(2)
+        {
             break;
         }
         let place = part.axes.len() - 1;
