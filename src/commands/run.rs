@@ -15,9 +15,8 @@ use std::time::{Duration, Instant};
 use velora_graph::analysis::partition::Partition;
 use velora_graph::analysis::roles::roles;
 use velora_graph::onnx::write::{check_replaceable, replace};
-use velora_runtime::backend::{Backend, Observer, StepContext};
+use velora_runtime::backend::{Observer, StepContext};
 use velora_runtime::check::{Check, Precision};
-use velora_runtime::cpu::Cpu;
 use velora_runtime::data::batches::{Batches, Last};
 use velora_runtime::data::{self, safetensors};
 use velora_runtime::plan::show;
@@ -239,7 +238,10 @@ fn check(arguments: &RunArguments, started: &Started<'_>) -> Result<Option<Check
         step: started.session.steps() * arguments.accumulate,
     };
     let plan = started.session.plan();
-    let check = Check::new(plan, arguments.threads, context, Precision::default());
+    let precision = Precision {
+        tf32: arguments.tf32,
+    };
+    let check = Check::new(plan, arguments.threads, context, precision);
     check.context("cannot start threads").map(Some)
 }
 

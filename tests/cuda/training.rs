@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use velora_graph::shapes::DataType;
 use velora_passes::select::Preset;
 use velora_runtime::backend::{Backend, StepContext};
+use velora_runtime::check::{Check, Precision};
 use velora_runtime::cpu::Cpu;
 use velora_runtime::plan::{Operand, Plan, Region};
 use velora_runtime::random;
@@ -212,4 +213,37 @@ fn every_graph_trains_as_on_the_cpu() {
             );
         }
     }
+}
+
+/// Every operation of a step, on the operands that the device itself had, within the bounds that its
+/// rounding and the CPU's have.
+#[test]
+fn every_operation_is_within_its_bound() {
+    let mut largest = (0.0, String::new());
+    for file in files() {
+        let original = Graph::read(&file);
+        let rewritten = original.rewrite(Preset::Freeable, false);
+        for graph in [original, rewritten] {
+            let name = format!("{} ({} rewritten)", graph.name, graph.rewritten.len());
+            let findings = device::with(|_, cuda| {
+                let mut ready = graph.prepare(cuda, BATCH, 0);
+                let context = StepContext { seed: 1, step: 1 };
+                let plan = ready.executable.plan();
+                let mut check = Check::new(plan, 2, context, Precision::default()).unwrap();
+                let ran = ready.executable.run(&context, Some(&mut check));
+                ran.unwrap_or_else(|fault| panic!("{name}: {fault}"));
+                check.findings().clone()
+            });
+            assert!(findings.first.is_none(), "{name}: {findings}");
+            assert!(findings.left_out.is_empty(), "{name}: {:?}", findings.left_out);
+            let (total, kind) = findings.total();
+            assert!(total.elements > 0 && total.unknown == 0, "{name}: {findings}");
+            if total.largest > largest.0 {
+                largest = (total.largest, format!("{name}, {kind} '{}'", total.node));
+            }
+        }
+    }
+    eprintln!("the largest difference is {:.2} of its bound: {}", largest.0, largest.1);
+    // Bounds that nothing comes near would bound nothing.
+    assert!(largest.0 > 0.01);
 }
