@@ -3,8 +3,10 @@
 use super::device;
 use super::graphs::{Graph, Ready, files};
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
 use velora_graph::shapes::DataType;
-use velora_passes::select::Preset;
+use velora_passes::select::{Gradients, Grouping, Init, LayerSettings, Preset};
 use velora_runtime::backend::{Backend, StepContext};
 use velora_runtime::check::{Check, Precision};
 use velora_runtime::cpu::Cpu;
@@ -27,81 +29,119 @@ const OPTIMIZER: Optimizer = Optimizer::AdamW {
     weight_decay: 0.1,
 };
 
-/// What a run leaves.
+/// What a step gives, before the optimiser.
 struct Outcome {
-    losses: Vec<f64>,
-    /// Of all gradients together; 0 where the graph has its own optimiser.
-    norms: Vec<f64>,
-    /// Of the first step, by parameter.
-    gradients: BTreeMap<String, Vec<f32>>,
-    plan: Plan,
-    touched: [usize; 6],
+    loss: f64,
+    /// Of all gradients together.
+    norm: f64,
+    /// By parameter: its gradient, or itself where the graph updates it.
+    results: BTreeMap<String, Vec<f32>>,
 }
 
-/// Trains some steps; every parameter is multiplied by up to 1 ± `noise` before. At the end `look` sees the
-/// plan.
-fn train(graph: &Graph, backend: &dyn Backend, noise: f64, look: impl FnOnce(&Plan)) -> Outcome {
-    let inside = graph.signature.trained.is_empty();
-    let states = if inside { 0 } else { OPTIMIZER.state().len() };
-    let mut ready = graph.prepare(backend, BATCH, states);
-    if noise > 0.0 {
-        disturb(&mut ready, noise);
-    }
-    let (mut losses, mut norms) = (Vec::new(), Vec::new());
-    let mut gradients = BTreeMap::new();
-    for number in 1..=STEPS {
-        let context = StepContext {
-            seed: 1,
-            step: number,
-        };
-        ready.executable.run(&context, None).unwrap();
-        losses.push(f64::from(floats(&ready, &ready.loss)[0]));
-        if number == 1 {
-            let named = ready.results.iter();
-            gradients = named
-                .map(|(name, operand)| (name.clone(), floats(&ready, operand)))
-                .collect();
-        }
-        norms.push(ready.executable.gradient_norm().unwrap());
-        let step = Step {
-            number,
-            learning_rate: 1e-3,
-            gradient_scale: 1.0,
-        };
-        ready.executable.update(&OPTIMIZER, &step).unwrap();
-    }
-    look(ready.executable.plan());
+/// Executes a step.
+fn execute(ready: &mut Ready<'_>, number: u64) -> Outcome {
+    let context = StepContext {
+        seed: 1,
+        step: number,
+    };
+    ready.executable.run(&context, None).unwrap();
+    let norm = ready.executable.gradient_norm().unwrap();
+    let named = ready.results.iter();
     Outcome {
-        losses,
-        norms,
-        gradients,
-        touched: ready.executable.touched(),
-        plan: ready.executable.plan().clone(),
+        loss: f64::from(floats(ready, &ready.loss)[0]),
+        norm,
+        results: named
+            .map(|(name, operand)| (name.clone(), floats(ready, operand)))
+            .collect(),
     }
+}
+
+fn bytes(ready: &Ready<'_>, operand: &Operand) -> Vec<u8> {
+    let mut bytes = vec![0; operand.ty.bytes()];
+    ready.executable.read(operand.buffer, &mut bytes).unwrap();
+    bytes
 }
 
 fn floats(ready: &Ready<'_>, operand: &Operand) -> Vec<f32> {
-    let mut bytes = vec![0; operand.ty.bytes()];
-    ready.executable.read(operand.buffer, &mut bytes).unwrap();
-    bytemuck::pod_collect_to_vec(&bytes)
+    bytemuck::pod_collect_to_vec(&bytes(ready, operand))
 }
 
-/// Multiplies every floating-point parameter by up to 1 ± noise.
-fn disturb(ready: &mut Ready<'_>, noise: f64) {
-    let inputs = ready.executable.plan().inputs.clone();
-    for (position, operand) in inputs.iter().enumerate() {
-        let Some(operand) = operand else { continue };
-        let region = ready.executable.plan().buffer(operand.buffer).region;
-        if region != Region::Parameters || operand.ty.data_type != DataType::FLOAT {
-            continue;
+/// Parameters, buffers of sums, and other state that stays: the same positions in all plans of a graph.
+fn staying(plan: &Plan) -> Vec<Operand> {
+    let stays = |operand: &&Operand| {
+        let region = plan.buffer(operand.buffer).region;
+        matches!(
+            region,
+            Region::Parameters | Region::Gradients | Region::Optimizer
+        )
+    };
+    plan.inputs
+        .iter()
+        .flatten()
+        .filter(stays)
+        .cloned()
+        .collect()
+}
+
+/// Gives an execution the parameters and other state of another, the floats multiplied by up to 1 ± `noise`.
+fn follow(from: &Ready<'_>, to: &mut Ready<'_>, noise: f64) {
+    let operands = staying(from.executable.plan());
+    let places = staying(to.executable.plan());
+    assert_eq!(operands.len(), places.len());
+    for (position, (operand, place)) in operands.iter().zip(&places).enumerate() {
+        let mut copied = bytes(from, operand);
+        if noise > 0.0 && operand.ty.data_type == DataType::FLOAT {
+            let mut elements: Vec<f32> = bytemuck::pod_collect_to_vec(&copied);
+            for (index, element) in elements.iter_mut().enumerate() {
+                let draw = random::normal(7, position as u64, index as u64).clamp(-1.0, 1.0);
+                *element = (f64::from(*element) * (1.0 + noise * draw)) as f32;
+            }
+            copied = bytemuck::cast_slice(&elements).to_vec();
         }
-        let mut elements = floats(ready, operand);
-        for (index, element) in elements.iter_mut().enumerate() {
-            let draw = random::normal(7, position as u64, index as u64).clamp(-1.0, 1.0);
-            *element = (f64::from(*element) * (1.0 + noise * draw)) as f32;
+        to.executable.write(place.buffer, &copied).unwrap();
+    }
+}
+
+/// Lets the device update its parameters, and does the same with the optimiser's formula on what the device
+/// had: the bits must be the same, since all of its operations are rounded one by one.
+fn update(ready: &mut Ready<'_>, number: u64, name: &str) {
+    let step = Step {
+        number,
+        learning_rate: 1e-3,
+        gradient_scale: 0.5,
+    };
+    let trained = ready.executable.plan().trained.clone();
+    let mut expected = Vec::new();
+    for trained in &trained {
+        let mut parameter = floats(ready, &trained.parameter);
+        let gradient = floats(ready, &trained.gradient);
+        let mut state: Vec<Vec<f32>> = (trained.state.iter())
+            .map(|state| floats(ready, state))
+            .collect();
+        let mut slices: Vec<&mut [f32]> = state.iter_mut().map(|state| &mut state[..]).collect();
+        match &trained.factor {
+            None => OPTIMIZER.update(&step, &mut parameter, &gradient, &mut slices),
+            Some(factor) => {
+                let direction = floats(ready, &factor.direction);
+                let factor = factor.with(&direction[..]);
+                OPTIMIZER.update_factored(&step, &mut parameter, &factor, &gradient, &mut slices)
+            }
         }
-        let bytes = bytemuck::cast_slice(&elements);
-        ready.executable.write(operand.buffer, bytes).unwrap();
+        .unwrap();
+        expected.push((parameter, state));
+    }
+    ready.executable.update(&OPTIMIZER, &step).unwrap();
+    for (trained, (parameter, state)) in trained.iter().zip(expected) {
+        let same = |operand: &Operand, expected: &[f32]| {
+            let found = floats(ready, operand);
+            let differs =
+                (found.iter().zip(expected)).position(|(a, b)| a.to_bits() != b.to_bits());
+            assert_eq!(differs, None, "{name}: an update of step {number}");
+        };
+        same(&trained.parameter, &parameter);
+        for (operand, expected) in trained.state.iter().zip(&state) {
+            same(operand, expected);
+        }
     }
 }
 
@@ -124,60 +164,66 @@ fn largest(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, f64::max)
 }
 
-/// Compares a run on the device with one on the CPU.
+/// Trains some steps on the device, and compares each with what the CPU makes of the same parameters; at the
+/// end `look` sees the plan.
 ///
 /// Both round differently in each of the operations on the way, `depth` of them, which moves a result as
-/// relative changes of the parameters by `depth` roundings do, to first order: that is measured by a run on
-/// the CPU with parameters disturbed so. Four times as much is allowed, since one such disturbance is a
-/// sample, and what the last operations round themselves.
+/// relative changes of the parameters by `depth` roundings do, to first order: that is measured by an
+/// execution on the CPU with parameters disturbed so. Four times as much is allowed, since one such
+/// disturbance is a sample, and what the last operations round themselves.
 pub fn compare(graph: &Graph, cpu: &Cpu, cuda: &dyn Backend, look: impl FnOnce(&Plan)) {
     let name = format!("{} ({} rewritten)", graph.name, graph.rewritten.len());
-    let expected = train(graph, cpu, 0.0, |_| {});
-    let found = train(graph, cuda, 0.0, look);
-    let noise = depth(&expected.plan) as f64 * ROUNDOFF;
-    let disturbed = train(graph, cpu, noise, |_| {});
-    type Of = fn(&Outcome) -> &Vec<f64>;
-    let series: [(&str, Of); 2] = [
-        ("loss", |outcome| &outcome.losses),
-        ("norm of the gradients", |outcome| &outcome.norms),
-    ];
-    for (what, of) in series {
-        let runs = of(&expected).iter().zip(of(&found)).zip(of(&disturbed));
-        for (number, ((expected, found), disturbed)) in runs.enumerate() {
-            let allowed = 4.0 * (disturbed - expected).abs() + noise * expected.abs();
+    let inside = graph.signature.trained.is_empty();
+    let states = if inside { 0 } else { OPTIMIZER.state().len() };
+    let mut device = graph.prepare(cuda, BATCH, states);
+    let mut exact = graph.prepare(cpu, BATCH, 0);
+    let mut disturbed = graph.prepare(cpu, BATCH, 0);
+    let noise = depth(exact.executable.plan()) as f64 * ROUNDOFF;
+    let mut losses = Vec::new();
+    for number in 1..=STEPS {
+        follow(&device, &mut exact, 0.0);
+        follow(&device, &mut disturbed, noise);
+        let expected = execute(&mut exact, number);
+        let moved = execute(&mut disturbed, number);
+        let found = execute(&mut device, number);
+        let close = |what: &str, found: f64, expected: f64, moved: f64| {
+            let allowed = 4.0 * (moved - expected).abs() + noise * expected.abs();
             // Not a number is in no bound.
             assert!(
                 (found - expected).abs() <= allowed,
-                "{name}: {what} of step {}: {found} on the device, {expected} on the CPU, allowed {allowed:e}",
-                number + 1
+                "{name}: {what} of step {number}: {found} on the device, {expected} on the CPU, allowed {allowed:e}"
+            );
+        };
+        close("loss", found.loss, expected.loss, moved.loss);
+        close(
+            "norm of the gradients",
+            found.norm,
+            expected.norm,
+            moved.norm,
+        );
+        for (parameter, result) in &expected.results {
+            let between = |other: &Outcome| {
+                let pairs = result.iter().zip(&other.results[parameter]);
+                largest(pairs.map(|(a, b)| f64::from((a - b).abs())))
+            };
+            let size = largest(result.iter().map(|g| f64::from(g.abs())));
+            let allowed = 4.0 * between(&moved) + noise * size;
+            let error = between(&found);
+            assert!(
+                error <= allowed,
+                "{name}: gradient of '{parameter}' in step {number}: off by {error:e}, allowed {allowed:e}"
             );
         }
+        update(&mut device, number, &name);
+        losses.push(found.loss);
     }
-    assert!(
-        found.losses[0] != *found.losses.last().unwrap(),
-        "{name}: nothing is trained"
-    );
-    for (parameter, gradient) in &expected.gradients {
-        let between = |other: &Outcome| {
-            let pairs = gradient.iter().zip(&other.gradients[parameter]);
-            largest(pairs.map(|(a, b)| f64::from((a - b).abs())))
-        };
-        let size = largest(gradient.iter().map(|g| f64::from(g.abs())));
-        let allowed = 4.0 * between(&disturbed) + noise * size;
-        let error = between(&found);
-        assert!(
-            error <= allowed,
-            "{name}: gradient of '{parameter}': off by {error:e}, allowed {allowed:e}"
-        );
+    let trained = losses.windows(2).all(|pair| pair[0] != pair[1]);
+    assert!(trained, "{name}: nothing is trained: {losses:?}");
+    let plan = device.executable.plan();
+    for (region, touched) in Region::ALL.into_iter().zip(device.executable.touched()) {
+        assert_eq!(plan.bytes(region), touched, "{name}: {}", region.name());
     }
-    for (region, touched) in Region::ALL.into_iter().zip(found.touched) {
-        assert_eq!(
-            found.plan.bytes(region),
-            touched,
-            "{name}: {}",
-            region.name()
-        );
-    }
+    look(plan);
 }
 
 /// The block of a plan is what the plan says, and is used up to its last byte.
@@ -193,24 +239,34 @@ fn check_memory(device: &device::Device, plan: &Plan) {
     let _ = (device, plan);
 }
 
+/// A graph as it is, rewritten, and with factored gradients where there are any.
+fn forms(file: &Path) -> Vec<Graph> {
+    let original = Graph::read(file);
+    let rewritten = original.rewrite(Preset::Freeable, false);
+    assert!(!rewritten.rewritten.is_empty(), "{}", original.name);
+    let settings = LayerSettings {
+        init: Init::Random,
+        gradients: Gradients::Factored,
+        ..LayerSettings::new(Grouping::Groups(4))
+    };
+    let factored = original.rewrite_as(Preset::Freeable, false, settings);
+    let mut forms = vec![original, rewritten];
+    forms.extend((!factored.rewritten.is_empty()).then_some(factored));
+    forms
+}
+
 #[test]
 fn every_graph_trains_as_on_the_cpu() {
     let cpu = Cpu::new(2).unwrap();
     for file in files() {
-        let original = Graph::read(&file);
-        let rewritten = original.rewrite(Preset::Freeable, false);
-        assert!(!rewritten.rewritten.is_empty(), "{}", original.name);
-        for graph in [original, rewritten] {
-            let start = std::time::Instant::now();
+        for graph in forms(&file) {
+            let start = Instant::now();
             device::with(|device, cuda| {
                 compare(&graph, &cpu, cuda, |plan| check_memory(device, plan));
             });
-            eprintln!(
-                "{} ({} rewritten): {:.1} s",
-                graph.name,
-                graph.rewritten.len(),
-                start.elapsed().as_secs_f64()
-            );
+            let seconds = start.elapsed().as_secs_f64();
+            let rewritten = graph.rewritten.len();
+            eprintln!("{} ({rewritten} rewritten): {seconds:.1} s", graph.name);
         }
     }
 }
@@ -221,9 +277,7 @@ fn every_graph_trains_as_on_the_cpu() {
 fn every_operation_is_within_its_bound() {
     let mut largest = (0.0, String::new());
     for file in files() {
-        let original = Graph::read(&file);
-        let rewritten = original.rewrite(Preset::Freeable, false);
-        for graph in [original, rewritten] {
+        for graph in forms(&file) {
             let name = format!("{} ({} rewritten)", graph.name, graph.rewritten.len());
             let findings = device::with(|_, cuda| {
                 let mut ready = graph.prepare(cuda, BATCH, 0);
@@ -235,15 +289,25 @@ fn every_operation_is_within_its_bound() {
                 check.findings().clone()
             });
             assert!(findings.first.is_none(), "{name}: {findings}");
-            assert!(findings.left_out.is_empty(), "{name}: {:?}", findings.left_out);
+            assert!(
+                findings.left_out.is_empty(),
+                "{name}: {:?}",
+                findings.left_out
+            );
             let (total, kind) = findings.total();
-            assert!(total.elements > 0 && total.unknown == 0, "{name}: {findings}");
+            assert!(
+                total.elements > 0 && total.unknown == 0,
+                "{name}: {findings}"
+            );
             if total.largest > largest.0 {
                 largest = (total.largest, format!("{name}, {kind} '{}'", total.node));
             }
         }
     }
-    eprintln!("the largest difference is {:.2} of its bound: {}", largest.0, largest.1);
+    eprintln!(
+        "the largest difference is {:.2} of its bound: {}",
+        largest.0, largest.1
+    );
     // Bounds that nothing comes near would bound nothing.
     assert!(largest.0 > 0.01);
 }
