@@ -201,7 +201,7 @@ __device__ __forceinline__ void project(const Element* __restrict__ x, const Ele
 #pragma unroll
       for (int n = 0; n < HELD; n++) {
         const u64 m = ((u64)n * lanes + lane) * V;
-        if (m < length) packs[n] = load_pack<V>(from + m);
+        packs[n] = m < length ? load_pack<V>(from + m) : Pack<Element, V>();
       }
     }
     for (u64 k = 0; k < rank; k++, direction += cut.size) {

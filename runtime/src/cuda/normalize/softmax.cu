@@ -91,6 +91,8 @@ __device__ __forceinline__ void softmax_grad_rows(const Element* dy, const Eleme
       if (i < of_dy.packs) {
         of_dy.held[n] = load_pack<V>(of_dy.from + (u64)i * V);
         of_y.held[n] = load_pack<V>(of_y.from + (u64)i * V);
+      } else {
+        of_dy.held[n] = of_y.held[n] = Pack<Element, V>();
       }
     }
     auto add = [&](const Pack<Element, V>& a, const Pack<Element, V>& b) {
