@@ -166,11 +166,11 @@ __device__ __forceinline__ void loss_grad(const Element* logs, Element* d, u64 p
 }
 
 #define LOSS_KERNELS(V)                                                                                                 \
-  extern "C" __global__ void __launch_bounds__(512) loss_warps_##V(const Element* scores, Element* logs, Element* losses, \
+  extern "C" __global__ void __launch_bounds__(512, 1) loss_warps_##V(const Element* scores, Element* logs, Element* losses, \
                                                                    double* sums, u64 rows, Targets targets) {           \
     loss_rows<V, true>(scores, logs, losses, sums, rows, targets);                                                      \
   }                                                                                                                     \
-  extern "C" __global__ void __launch_bounds__(512) loss_blocks_##V(const Element* scores, Element* logs,               \
+  extern "C" __global__ void __launch_bounds__(512, 1) loss_blocks_##V(const Element* scores, Element* logs,               \
                                                                     Element* losses, double* sums, u64 rows,            \
                                                                     Targets targets) {                                  \
     loss_rows<V, false>(scores, logs, losses, sums, rows, targets);                                                     \

@@ -159,50 +159,49 @@ extern "C" __global__ void join_totals(const Wide* parts, u64 count, u64 width, 
 }
 
 // Where the elements of a result lie: axes that stay and axes that are reduced, from the innermost.
-#define AXES 4
-struct Walk {
-  Divisor kept[AXES], reduced[AXES];
-  u64 kept_steps[AXES], reduced_steps[AXES];
-  u64 results, count;
-};
+struct Axis { Divisor size; u64 step; };
+struct Axes { Axis first, second, third, fourth; };
 
-__device__ __forceinline__ u64 place(u64 number, const Divisor (&sizes)[AXES], const u64 (&steps)[AXES]) {
-  u64 at = 0;
-#pragma unroll
-  for (int axis = 0; axis < AXES; axis++) {
-    const u64 rest = quotient(number, sizes[axis]);
-    at += (number - rest * sizes[axis].divisor) * steps[axis];
-    number = rest;
-  }
-  return at;
+__device__ __forceinline__ u64 along(u64& number, const Axis& axis) {
+  const u64 rest = quotient(number, axis.size), at = number - rest * axis.size.divisor;
+  number = rest;
+  return at * axis.step;
+}
+__device__ __forceinline__ u64 place(u64 number, const Axes& axes) {
+  u64 at = along(number, axes.first);
+  at += along(number, axes.second);
+  at += along(number, axes.third);
+  return at + along(number, axes.fourth);
 }
 
 // Any axes: 2^log_lanes threads for a result, up to a warp.
-extern "C" __global__ void any_axes(const Element* __restrict__ x, Element* __restrict__ y, Walk walk, u32 log_lanes, u32 kind) {
+extern "C" __global__ void any_axes(const Element* __restrict__ x, Element* __restrict__ y, Axes kept, Axes reduced, u64 results,
+                                    u64 count, u32 log_lanes, u32 kind) {
   const u32 lanes = 1u << log_lanes, lane = threadIdx.x & (lanes - 1u), per_block = blockDim.x >> log_lanes;
   const u64 stride = (u64)gridDim.x * per_block;
-  for (u64 first = (u64)blockIdx.x * per_block; first < walk.results; first += stride) {
+  for (u64 first = (u64)blockIdx.x * per_block; first < results; first += stride) {
     const u64 result = first + (threadIdx.x >> log_lanes);
     Wide total = Step::template start<Wide>();
-    if (result < walk.results) {
-      const Element* from = x + place(result, walk.kept, walk.kept_steps);
-      for (u64 i = lane; i < walk.count; i += lanes)
-        total = Step::step(total, (Wide)N::lane(from[place(i, walk.reduced, walk.reduced_steps)]));
+    if (result < results) {
+      const Element* from = x + place(result, kept);
+      for (u64 i = lane; i < count; i += lanes)
+        total = Step::step(total, (Wide)N::lane(from[place(i, reduced)]));
     }
     total = fold_lanes(total, lanes);
-    if (lane == 0u && result < walk.results) y[result] = finish(total, walk.count, kind);
+    if (lane == 0u && result < results) y[result] = finish(total, count, kind);
   }
 }
 
 // The same with a block for a result.
-extern "C" __global__ void any_axes_by_block(const Element* __restrict__ x, Element* __restrict__ y, Walk walk, u32 kind) {
+extern "C" __global__ void any_axes_by_block(const Element* __restrict__ x, Element* __restrict__ y, Axes kept, Axes reduced, u64 results,
+                                    u64 count, u32 kind) {
   __shared__ Wide shared[32];
-  for (u64 result = blockIdx.x; result < walk.results; result += gridDim.x) {
-    const Element* from = x + place(result, walk.kept, walk.kept_steps);
+  for (u64 result = blockIdx.x; result < results; result += gridDim.x) {
+    const Element* from = x + place(result, kept);
     Wide total = Step::template start<Wide>();
-    for (u64 i = threadIdx.x; i < walk.count; i += blockDim.x)
-      total = Step::step(total, (Wide)N::lane(from[place(i, walk.reduced, walk.reduced_steps)]));
+    for (u64 i = threadIdx.x; i < count; i += blockDim.x)
+      total = Step::step(total, (Wide)N::lane(from[place(i, reduced)]));
     total = fold_block(total, shared);
-    if (threadIdx.x == 0u) y[result] = finish(total, walk.count, kind);
+    if (threadIdx.x == 0u) y[result] = finish(total, count, kind);
   }
 }

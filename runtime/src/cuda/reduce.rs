@@ -26,52 +26,59 @@ const AXES: usize = crate::ops::reduce::MAX_GROUPS / 2;
 /// Elements of a row that a block reduces at least.
 const LONG: usize = 8192;
 
-/// `Walk` of the kernels.
+/// `Axis` of the kernels.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
+struct Axis {
+    size: Divisor,
+    step: u64,
+}
+
+/// `Axes` of the kernels, from the innermost.
+type Axes = [Axis; AXES];
+
+/// The axes that stay and those that are reduced.
 struct Walk {
-    kept: [Divisor; AXES],
-    reduced: [Divisor; AXES],
-    kept_steps: [u64; AXES],
-    reduced_steps: [u64; AXES],
-    results: u64,
-    count: u64,
+    kept: Axes,
+    reduced: Axes,
+    /// The number of results.
+    results: usize,
+    /// The number of elements of each.
+    count: usize,
 }
 
 impl Walk {
     fn new(op: &Fold) -> Self {
-        let mut walk = Walk {
-            kept: [Divisor::new(1); AXES],
-            reduced: [Divisor::new(1); AXES],
-            kept_steps: [0; AXES],
-            reduced_steps: [0; AXES],
-            results: 1,
-            count: 1,
+        let none = Axis {
+            size: Divisor::new(1),
+            step: 0,
         };
-        let (mut step, mut kept, mut reduced) = (1, 0, 0);
+        let (mut axes, mut places, mut products) = ([[none; AXES]; 2], [0; 2], [1; 2]);
+        let mut step = 1;
         for group in op.groups.iter().rev() {
-            let size = group.size as u64;
-            let (sizes, steps, place, product) = match group.reduced {
-                true => (
-                    &mut walk.reduced,
-                    &mut walk.reduced_steps,
-                    &mut reduced,
-                    &mut walk.count,
-                ),
-                false => (
-                    &mut walk.kept,
-                    &mut walk.kept_steps,
-                    &mut kept,
-                    &mut walk.results,
-                ),
+            let which = usize::from(group.reduced);
+            axes[which][places[which]] = Axis {
+                size: Divisor::new(group.size),
+                step,
             };
-            sizes[*place] = Divisor::new(group.size);
-            steps[*place] = step;
-            *place += 1;
-            *product *= size;
-            step *= size;
+            places[which] += 1;
+            products[which] *= group.size;
+            step *= group.size as u64;
         }
-        walk
+        let [kept, reduced] = axes;
+        let [results, count] = products;
+        Walk {
+            kept,
+            reduced,
+            results,
+            count,
+        }
+    }
+
+    /// As the kernels take it.
+    fn arguments(&self, operands: Arguments) -> Arguments {
+        let operands = operands.structure(&self.kept).structure(&self.reduced);
+        operands.size(self.results).size(self.count)
     }
 
     /// Whether elements of a result lie side by side.
@@ -184,16 +191,15 @@ pub fn encode(op: &Reduce, call: &Call<'_>, sink: &mut Sink<'_>) -> Result<(), U
         Reduce::Fold(fold) if fold.kind == Kind::LogSumExp => {
             let walk = Walk::new(fold);
             let log_lanes = match Walk::is_along(fold) {
-                true => log_lanes(walk.count as usize),
+                true => log_lanes(walk.count),
                 false => 0,
             };
-            let arguments = Arguments::new()
-                .address(x.address)
-                .address(y.address)
-                .structure(&walk)
+            let operands = Arguments::new().address(x.address).address(y.address);
+            let arguments = walk
+                .arguments(operands)
                 .u32(log_lanes)
                 .u32(u32::from(y.ty.data_type == DataType::BOOL));
-            let blocks = sink.blocks(walk.results as usize, BLOCK as usize >> log_lanes);
+            let blocks = sink.blocks(walk.results, BLOCK as usize >> log_lanes);
             sink.launch(&scan, "log_sum_exp", blocks, BLOCK, arguments);
         }
         Reduce::Fold(fold) => encode_fold(fold, call, [x, y], sink)?,
@@ -284,8 +290,8 @@ fn encode_fold(
         }
         Form::General => {
             let walk = Walk::new(op);
-            let (results, count) = (walk.results as usize, walk.count as usize);
-            let arguments = operands.structure(&walk);
+            let (results, count) = (walk.results, walk.count);
+            let arguments = walk.arguments(operands);
             if count >= 1024 && results < 16 * 1024 {
                 let grid = sink.blocks(results, 1);
                 sink.launch(&unit, "any_axes_by_block", grid, BLOCK, arguments.u32(kind));

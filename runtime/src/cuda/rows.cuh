@@ -21,6 +21,8 @@ template <int V, int HELD> struct Row {
       if (i < packs) {
         held[n] = load_pack<V>(from + (u64)i * V);
         f(i, held[n]);
+      } else {
+        held[n] = Pack<Element, V>();
       }
     }
     for (u32 i = thread + HELD * threads; i < packs; i += threads) f(i, load_pack<V>(from + (u64)i * V));

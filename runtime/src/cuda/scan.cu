@@ -7,22 +7,19 @@ typedef Number<Element> N;
 typedef N::Lane Lane;
 typedef N::Wide Wide;
 
-#define AXES 4
-struct Walk {
-  Divisor kept[AXES], reduced[AXES];
-  u64 kept_steps[AXES], reduced_steps[AXES];
-  u64 results, count;
-};
+struct Axis { Divisor size; u64 step; };
+struct Axes { Axis first, second, third, fourth; };
 
-__device__ __forceinline__ u64 place(u64 number, const Divisor (&sizes)[AXES], const u64 (&steps)[AXES]) {
-  u64 at = 0;
-#pragma unroll
-  for (int axis = 0; axis < AXES; axis++) {
-    const u64 rest = quotient(number, sizes[axis]);
-    at += (number - rest * sizes[axis].divisor) * steps[axis];
-    number = rest;
-  }
-  return at;
+__device__ __forceinline__ u64 along(u64& number, const Axis& axis) {
+  const u64 rest = quotient(number, axis.size), at = number - rest * axis.size.divisor;
+  number = rest;
+  return at * axis.step;
+}
+__device__ __forceinline__ u64 place(u64 number, const Axes& axes) {
+  u64 at = along(number, axes.first);
+  at += along(number, axes.second);
+  at += along(number, axes.third);
+  return at + along(number, axes.fourth);
 }
 
 // Powers in single precision where the elements have no more: their arguments are at most 0, so the error of
@@ -36,25 +33,26 @@ __device__ __forceinline__ void from_double(double& to, double x) { to = x; }
 __device__ __forceinline__ void from_double(i64& to, double x) { to = x != x ? 0 : __double2ll_rz(x); }
 
 // log of the sum of powers over any axes: 2^log_lanes threads for a result, up to a warp.
-extern "C" __global__ void log_sum_exp(const Element* __restrict__ x, Element* __restrict__ y, Walk walk, u32 log_lanes, u32 truth) {
+extern "C" __global__ void log_sum_exp(const Element* __restrict__ x, Element* __restrict__ y, Axes kept, Axes reduced, u64 results,
+                                    u64 count, u32 log_lanes, u32 truth) {
   typedef Real<Lane>::Type R;
   const u32 lanes = 1u << log_lanes, lane = threadIdx.x & (lanes - 1u), per_block = blockDim.x >> log_lanes;
   const u64 stride = (u64)gridDim.x * per_block;
-  for (u64 first = (u64)blockIdx.x * per_block; first < walk.results; first += stride) {
+  for (u64 first = (u64)blockIdx.x * per_block; first < results; first += stride) {
     const u64 result = first + (threadIdx.x >> log_lanes);
-    const bool inside = result < walk.results;
-    const Element* from = x + (inside ? place(result, walk.kept, walk.kept_steps) : 0);
-    const u64 count = inside ? walk.count : 0;
+    const bool inside = result < results;
+    const Element* from = x + (inside ? place(result, kept) : 0);
+    const u64 own = inside ? count : 0;
     R greatest = Limits<R>::lowest();
-    for (u64 i = lane; i < count; i += lanes)
-      greatest = max_or_nan(greatest, (R)N::lane(from[place(i, walk.reduced, walk.reduced_steps)]));
+    for (u64 i = lane; i < own; i += lanes)
+      greatest = max_or_nan(greatest, (R)N::lane(from[place(i, reduced)]));
     for (u32 other = lanes >> 1; other > 0u; other >>= 1)
       greatest = max_or_nan(greatest, (R)__shfl_xor_sync(FULL_WARP, greatest, other));
     // Without a finite greatest element the powers are 0 or infinite as they are.
     const R shift = greatest - greatest == (R)0 ? greatest : (R)0;
     double sum = 0.0;
-    for (u64 i = lane; i < count; i += lanes)
-      sum += (double)power((R)N::lane(from[place(i, walk.reduced, walk.reduced_steps)]) - shift);
+    for (u64 i = lane; i < own; i += lanes)
+      sum += (double)power((R)N::lane(from[place(i, reduced)]) - shift);
     for (u32 other = lanes >> 1; other > 0u; other >>= 1) sum += __shfl_xor_sync(FULL_WARP, sum, other);
     if (lane == 0u && inside) {
       Lane number;

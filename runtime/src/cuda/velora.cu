@@ -181,13 +181,13 @@ __device__ __forceinline__ void repeat(const Element* __restrict__ p, const Elem
 }
 
 // The products of a sub-token with `rank` directions: a warp reads it once where it is not long.
-#define HELD 4
 template <int V>
 __device__ __forceinline__ void project(const Element* __restrict__ x, const Element* __restrict__ v,
                                         Element* __restrict__ z, const Cut& cut, u64 rank, u32 by_group,
                                         u32 log_lanes) {
   const u32 lanes = 1u << log_lanes, lane = threadIdx.x & (lanes - 1u), per_block = blockDim.x >> log_lanes;
   const u64 stride = (u64)gridDim.x * per_block;
+  constexpr int HELD = V > 4 ? 2 : 4;
   const bool held = cut.size <= (u64)lanes * V * HELD;
   for (u64 first = (u64)blockIdx.x * per_block; first < cut.count; first += stride) {
     const u64 i = first + (threadIdx.x >> log_lanes);
@@ -201,7 +201,7 @@ __device__ __forceinline__ void project(const Element* __restrict__ x, const Ele
 #pragma unroll
       for (int n = 0; n < HELD; n++) {
         const u64 m = ((u64)n * lanes + lane) * V;
-        if (m < length) packs[n] = load_pack<V>(from + m);
+        packs[n] = m < length ? load_pack<V>(from + m) : Pack<Element, V>();
       }
     }
     for (u64 k = 0; k < rank; k++, direction += cut.size) {

@@ -81,7 +81,7 @@ fn close(op: &Directions, inputs: &[Option<Tensor>], output: &TensorType, terms:
     };
     let computed = epsilon(ty).min(epsilon(DataType::FLOAT));
     let bound = |place: usize| {
-        let sum: f64 = sums[place];
+        let sum = f64::abs(sums[place]);
         2.0 * (terms as f64 + 3.0) * computed * sum + roundings * epsilon(ty) * sum + 6e-8
     };
     let [Some(cpu), Some(cuda)] = [&found.cpu[0], &found.cuda[0]] else {

@@ -75,7 +75,7 @@ fn close(op: &Velora, inputs: &[Option<Tensor>], output: &TensorType, terms: usi
         panic!("an output is missing");
     };
     let bound = |place: usize| {
-        let sum: f64 = sums[place];
+        let sum = f64::abs(sums[place]);
         let tiny = f64::from(f32::MIN_POSITIVE);
         2.0 * (terms as f64 + 3.0) * computed(ty) * sum + 2.0 * epsilon(ty) * sum + tiny
     };

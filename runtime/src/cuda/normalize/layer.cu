@@ -118,6 +118,8 @@ __device__ __forceinline__ void layer_grad_rows(const Given& given) {
       if (i < packs) {
         dy[n] = load_pack<V>(given.dy + row * size + (u64)i * V);
         x[n] = load_pack<V>(given.x + row * size + (u64)i * V);
+      } else {
+        dy[n] = x[n] = Pack<Element, V>();
       }
     }
 #pragma unroll
@@ -190,35 +192,45 @@ __device__ __forceinline__ void layer_grad_rows(const Given& given) {
   }
 }
 
-#define LAYER_KERNELS(V, PACKS)                                                                                      \
-  extern "C" __global__ void __launch_bounds__(512)                                                                  \
+#define LAYER_KERNELS(V)                                                                                      \
+  extern "C" __global__ void __launch_bounds__(512, 1)                                                                  \
       layer_warps_##V(const Element* x, const Element* scale, const Element* bias, Element* y, void* mean,           \
                       void* inverse, u64 rows, u32 size, double epsilon, u32 centred, u32 own) {                     \
     layer_rows<V, true>(x, scale, bias, y, mean, inverse, rows, size, epsilon, centred, own);                        \
   }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(512)                                                                  \
+  extern "C" __global__ void __launch_bounds__(512, 1)                                                                  \
       layer_blocks_##V(const Element* x, const Element* scale, const Element* bias, Element* y, void* mean,          \
                        void* inverse, u64 rows, u32 size, double epsilon, u32 centred, u32 own) {                    \
     layer_rows<V, false>(x, scale, bias, y, mean, inverse, rows, size, epsilon, centred, own);                       \
-  }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(1024) layer_grad_warps_##V(Given given) {                             \
+  }
+#define LAYER_GRADIENTS(V, PACKS, THREADS)                                                                                \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1) layer_grad_warps_##V(Given given) {                             \
     layer_grad_rows<V, PACKS, true, false>(given);                                                                   \
   }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(1024) layer_grad_blocks_##V(Given given) {                            \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1) layer_grad_blocks_##V(Given given) {                            \
     layer_grad_rows<V, PACKS, false, false>(given);                                                                  \
   }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(1024) inverted_grad_warps_##V(Given given) {                          \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1) inverted_grad_warps_##V(Given given) {                          \
     layer_grad_rows<V, PACKS, true, true>(given);                                                                    \
   }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(1024) inverted_grad_blocks_##V(Given given) {                         \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1) inverted_grad_blocks_##V(Given given) {                         \
     layer_grad_rows<V, PACKS, false, true>(given);                                                                   \
   }
-#if ELEMENT_BYTES == 8
-LAYER_KERNELS(2, 1)
-LAYER_KERNELS(1, 1)
+#if ELEMENT_BYTES == 2
+LAYER_KERNELS(8)
+#elif ELEMENT_BYTES == 4
+LAYER_KERNELS(4)
 #else
-LAYER_KERNELS(4, 1)
-LAYER_KERNELS(1, 2)
+LAYER_KERNELS(2)
+#endif
+LAYER_KERNELS(1)
+// Of 16 bits no more than 4 at once: the sums of columns take registers.
+#if ELEMENT_BYTES == 8
+LAYER_GRADIENTS(2, 1, 512)
+LAYER_GRADIENTS(1, 1, 512)
+#else
+LAYER_GRADIENTS(4, 1, 1024)
+LAYER_GRADIENTS(1, 2, 512)
 #endif
 
 // dX of rows that are too long to be kept: they are read twice.
@@ -244,8 +256,8 @@ template <bool INVERTED> __device__ __forceinline__ void layer_grad_long(const G
     }
   }
 }
-extern "C" __global__ void __launch_bounds__(512) layer_grad_long(Given given) { layer_grad_long<false>(given); }
-extern "C" __global__ void __launch_bounds__(512) inverted_grad_long(Given given) { layer_grad_long<true>(given); }
+extern "C" __global__ void __launch_bounds__(512, 1) layer_grad_long(Given given) { layer_grad_long<false>(given); }
+extern "C" __global__ void __launch_bounds__(512, 1) inverted_grad_long(Given given) { layer_grad_long<true>(given); }
 
 // Parts of dScale and dBias of such rows.
 template <bool INVERTED> __device__ __forceinline__ void layer_sums(const Given& given, const Columns& cut, u32 parts) {

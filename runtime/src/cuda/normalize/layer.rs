@@ -20,8 +20,8 @@ pub const SOURCE: Source = Source {
 const MOST_PARTS: usize = 4 << 20;
 /// Teams that take rows of the gradient in turns at most.
 const MOST_TEAMS: usize = 512;
-/// Threads of a block at most.
-const MOST_THREADS: usize = 1024;
+/// Threads of a block at most, and where doubles or single elements take more registers.
+const MOST_THREADS: [usize; 2] = [1024, 512];
 
 /// `Given` of the kernels.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -99,7 +99,8 @@ impl Way {
             _ => pack,
         };
         let threads = op.size.div_ceil(columns_of_thread).next_multiple_of(32);
-        if threads > MOST_THREADS {
+        let many = data_type == DataType::DOUBLE || pack == 1;
+        if threads > MOST_THREADS[usize::from(many)] {
             let columns = Columns::new(op.rows, op.size, 1);
             return Way::Long { columns };
         }

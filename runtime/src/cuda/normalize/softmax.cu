@@ -91,6 +91,8 @@ __device__ __forceinline__ void softmax_grad_rows(const Element* dy, const Eleme
       if (i < of_dy.packs) {
         of_dy.held[n] = load_pack<V>(of_dy.from + (u64)i * V);
         of_y.held[n] = load_pack<V>(of_y.from + (u64)i * V);
+      } else {
+        of_dy.held[n] = of_y.held[n] = Pack<Element, V>();
       }
     }
     auto add = [&](const Pack<Element, V>& a, const Pack<Element, V>& b) {
@@ -123,19 +125,19 @@ __device__ __forceinline__ void softmax_grad_rows(const Element* dy, const Eleme
 }
 
 #define SOFTMAX_KERNELS(V)                                                                                            \
-  extern "C" __global__ void __launch_bounds__(512) softmax_warps_##V(const Element* x, Element* y, u64 rows, u32 size, \
+  extern "C" __global__ void __launch_bounds__(512, 1) softmax_warps_##V(const Element* x, Element* y, u64 rows, u32 size, \
                                                                       u32 kind) {                                     \
     softmax_rows<V, true>(x, y, rows, size, kind);                                                                    \
   }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(512) softmax_blocks_##V(const Element* x, Element* y, u64 rows, u32 size, \
+  extern "C" __global__ void __launch_bounds__(512, 1) softmax_blocks_##V(const Element* x, Element* y, u64 rows, u32 size, \
                                                                        u32 kind) {                                    \
     softmax_rows<V, false>(x, y, rows, size, kind);                                                                   \
   }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(512) softmax_grad_warps_##V(const Element* dy, const Element* y,       \
+  extern "C" __global__ void __launch_bounds__(512, 1) softmax_grad_warps_##V(const Element* dy, const Element* y,       \
                                                                            Element* dx, u64 rows, u32 size, u32 kind) { \
     softmax_grad_rows<V, true>(dy, y, dx, rows, size, kind);                                                          \
   }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(512) softmax_grad_blocks_##V(const Element* dy, const Element* y,      \
+  extern "C" __global__ void __launch_bounds__(512, 1) softmax_grad_blocks_##V(const Element* dy, const Element* y,      \
                                                                             Element* dx, u64 rows, u32 size, u32 kind) { \
     softmax_grad_rows<V, false>(dy, y, dx, rows, size, kind);                                                         \
   }
