@@ -141,8 +141,8 @@ pub struct Lt {
     tf32: bool,
     /// The most scratch that an algorithm may take.
     most_workspace: usize,
-    /// By problem, and whether all its operands start at multiples of [`ALIGNED`].
-    chosen: Mutex<HashMap<(Problem, bool), Algorithm>>,
+    /// By problem, and whether all its operands start at multiples of [`ALIGNED`]; what failed once stays so.
+    chosen: Mutex<HashMap<(Problem, bool), Result<Algorithm, DeviceError>>>,
 }
 
 // SAFETY: the library allows one handle to be used by several threads.
@@ -231,9 +231,11 @@ impl Lt {
 
     fn choose(&self, problem: &Problem, aligned: bool) -> Result<Algorithm, DeviceError> {
         let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(algorithm) = chosen.get(&(*problem, aligned)) {
-            return Ok(*algorithm);
-        }
+        let choice = chosen.entry((*problem, aligned));
+        choice.or_insert_with(|| self.find(problem, aligned)).clone()
+    }
+
+    fn find(&self, problem: &Problem, aligned: bool) -> Result<Algorithm, DeviceError> {
         // Any address does for the choice, but for none.
         let parts = Parts::new(problem, self.tf32, ALIGNED)?;
         let alignment = match aligned {
@@ -254,12 +256,10 @@ impl Lt {
             )
         };
         let found = check("cublasLtMatmulAlgoGetHeuristic", found)?;
-        let algorithm = Algorithm {
+        Ok(Algorithm {
             algorithm: found.algo,
             workspace: found.workspaceSize,
-        };
-        chosen.insert((*problem, aligned), algorithm);
-        Ok(algorithm)
+        })
     }
 }
 

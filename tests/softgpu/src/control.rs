@@ -296,7 +296,8 @@ impl Gpu {
                 .iter()
                 .try_for_each(|name| symlink(&path, folder.join(name)))
         };
-        link("libsoftgpu.so", &["libcuda.so", "libcuda.so.1"])?;
+        // Not `libcuda.so.1`: NVRTC opens that, and takes functions from it that are not in any header.
+        link("libsoftgpu.so", &["libcuda.so"])?;
         link("libsoftlt.so", &["libcublasLt.so", "libcublasLt.so.12"])?;
         for path in nvrtc_files().unwrap_or_default() {
             if let Some(name) = path.file_name() {
