@@ -4,16 +4,19 @@
 
 use super::device::{Device, options};
 use super::graphs::Graph;
-use super::{lifetimes, training};
+use super::{kernels, lifetimes, training};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use tempfile::TempDir;
+use velora_graph::shapes::DataType;
 use velora_passes::select::Preset;
 use velora_runtime::backend::{Backend, Executable, Fault};
 use velora_runtime::cpu::Cpu;
 use velora_runtime::cuda::compile::{Cache, Unit};
 use velora_runtime::cuda::{Cuda, Options, headers, units};
 use velora_runtime::ops::Op;
+use velora_runtime::ops::reduce::{Fold, Group, Kind, Reduce};
 use velora_runtime::plan::{Plan, Region};
 use velora_runtime::tensor::TensorType;
 
@@ -83,9 +86,9 @@ const IN_SOURCES: &[Planted] = &[
     Planted {
         what: "numbers of the first step captured with the launch",
         file: "optimizer.cu",
-        text: "  const Numbers k = *numbers;\n  const u64 stride",
-        fault: "  Numbers k = *numbers; k.root = 0.031622777f; k.step = -0.01f;\n  const u64 stride",
-        by: "of step 3",
+        text: "float* s, float* t, u64 n) {\n  const Numbers k = *numbers;",
+        fault: "float* s, float* t, u64 n) {\n  Numbers k = *numbers; k.root = 0.031622777f; k.step = -0.01f;",
+        by: "an update of step 2",
     },
     Planted {
         what: "a barrier that is missing",
@@ -93,13 +96,6 @@ const IN_SOURCES: &[Planted] = &[
         text: "  if (lane == 0u) shared[warp] = x;\n  __syncthreads();\n  x = lane < warps ? shared[lane] : (T)0;",
         fault: "  if (lane == 0u) shared[warp] = x;\n  x = lane < warps ? shared[lane] : (T)0;",
         by: "race",
-    },
-    Planted {
-        what: "squares of gradients summed in 16 bits, which overflow",
-        file: "optimizer.cu",
-        text: "sum += (double)g[i] * (double)g[i];",
-        fault: "sum = (double)to_float(to_f16((float)sum + 1e6f * g[i] * g[i]));",
-        by: "norm of the gradients",
     },
     Planted {
         what: "a sum of squares that forgets what was there",
@@ -113,7 +109,7 @@ const IN_SOURCES: &[Planted] = &[
         file: "optimizer.cu",
         text: "for (u64 i = fours * 4 + start; i < n; i += stride) {\n    float wi",
         fault: "for (u64 i = n; i < n; i += stride) {\n    float wi",
-        by: "of step",
+        by: "an update of step 1",
     },
     Planted {
         what: "a parameter narrower than its argument",
@@ -127,7 +123,7 @@ const IN_SOURCES: &[Planted] = &[
         file: "optimizer.cu",
         text: "update<RULE, STATES>(numbers, w, g, s, t, n);",
         fault: "update<RULE, STATES>(numbers, w, g, t, s, n);",
-        by: "of step",
+        by: "an update of step 1",
     },
     Planted {
         what: "all blocks add to one place without an atomic",
@@ -152,35 +148,74 @@ const IN_SOURCES: &[Planted] = &[
     },
 ];
 
+impl Planted {
+    /// A folder with the source that has the fault.
+    fn folder(&self) -> TempDir {
+        let sources: Vec<Unit> = headers();
+        let own: Vec<Unit> = units();
+        let unit = (sources.iter().chain(&own)).find(|unit| unit.name == self.file);
+        let text = &unit.unwrap().text;
+        let times = text.matches(self.text).count();
+        assert_eq!(times, 1, "{}: the text in {}", self.what, self.file);
+        let folder = tempfile::tempdir().unwrap();
+        let faulty = text.replace(self.text, self.fault);
+        fs::write(folder.path().join(self.file), faulty).unwrap();
+        folder
+    }
+
+    /// Options that take the source from the folder.
+    fn options(&self, folder: &Path) -> Options {
+        Options {
+            sources: Some(folder.to_owned()),
+            cache: Cache::default(),
+            ..options()
+        }
+    }
+}
+
 #[test]
 fn faults_in_sources_are_found() {
     let graph = digits();
     for planted in IN_SOURCES {
-        let sources: Vec<Unit> = units().into_iter().chain(headers()).collect();
-        let unit = sources
-            .iter()
-            .find(|unit| unit.name == planted.file)
-            .unwrap();
-        assert_eq!(
-            unit.text.matches(planted.text).count(),
-            1,
-            "{}: the text is not once in {}",
-            planted.what,
-            planted.file
-        );
-        let folder = tempfile::tempdir().unwrap();
-        let text = unit.text.replace(planted.text, planted.fault);
-        fs::write(folder.path().join(planted.file), text).unwrap();
-        let options = Options {
-            sources: Some(folder.path().to_owned()),
-            cache: Cache::default(),
-            ..options()
-        };
-        let found = found(&graph, options, |_| {});
+        let folder = planted.folder();
+        let found = found(&graph, planted.options(folder.path()), |_| {});
         assert!(found.contains(planted.by), "{}: {found}", planted.what);
     }
     // What is not changed is not found to be wrong.
     assert_eq!(found(&graph, options(), |_| {}), "");
+}
+
+/// Numbers of 16 bits, whose sum 16 bits do not hold and whose mean they do.
+#[test]
+fn a_sum_in_half_precision_is_found() {
+    let groups = vec![Group {
+        size: 512,
+        reduced: true,
+    }];
+    let op = Op::Reduce(Reduce::Fold(Fold {
+        kind: Kind::Mean,
+        groups,
+    }));
+    let half = DataType::FLOAT16;
+    let inputs = [Some(kernels::tensor(half, &[512], &[30000.0; 512]))];
+    let outputs = [Some(TensorType::new(half, vec![1]))];
+    let program = kernels::program(op, &inputs, &outputs, &[]);
+    let mean = |options| {
+        let device = Device::new();
+        let cuda = device.open(options).unwrap();
+        let found = kernels::execute(&program, &cuda, &inputs).unwrap();
+        found[0].to_f64().unwrap()[0]
+    };
+    assert_eq!(mean(options()), 30000.0);
+    let planted = Planted {
+        what: "a sum in the type of its terms",
+        file: "reduce.cu",
+        text: "      for (int e = 0; e < V; e++) sums[e] = Step::step(sums[e], N::lane(pack.at[e]));\n    }\n#pragma unroll\n    for (int half",
+        fault: "      for (int e = 0; e < V; e++) sums[e] = N::lane(N::narrow(Step::step(sums[e], N::lane(pack.at[e]))));\n    }\n#pragma unroll\n    for (int half",
+        by: "",
+    };
+    let folder = planted.folder();
+    assert_eq!(mean(planted.options(folder.path())), f64::INFINITY);
 }
 
 /// Two buffers that live at once, the first of which is written before the second is read.

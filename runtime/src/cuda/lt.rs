@@ -232,7 +232,9 @@ impl Lt {
     fn choose(&self, problem: &Problem, aligned: bool) -> Result<Algorithm, DeviceError> {
         let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
         let choice = chosen.entry((*problem, aligned));
-        choice.or_insert_with(|| self.find(problem, aligned)).clone()
+        choice
+            .or_insert_with(|| self.find(problem, aligned))
+            .clone()
     }
 
     fn find(&self, problem: &Problem, aligned: bool) -> Result<Algorithm, DeviceError> {

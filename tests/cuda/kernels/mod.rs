@@ -68,7 +68,7 @@ impl Device {
 
 /// A program of one operation. Inputs in `fresh` are copied first, so that they die in the operation and it
 /// may write over them.
-fn program(
+pub(super) fn program(
     op: Op,
     inputs: &[Option<Tensor>],
     outputs: &[Option<TensorType>],
@@ -125,7 +125,7 @@ fn program(
 }
 
 /// Executes a program on a backend twice; the second outcome must be the first one's bits.
-fn execute(
+pub(super) fn execute(
     program: &Program,
     backend: &dyn Backend,
     inputs: &[Option<Tensor>],
@@ -239,7 +239,7 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
 }
 
 /// A tensor of any type from doubles.
-fn tensor(data_type: DataType, shape: &[usize], numbers: &[f64]) -> Tensor {
+pub(super) fn tensor(data_type: DataType, shape: &[usize], numbers: &[f64]) -> Tensor {
     assert_eq!(shape.iter().product::<usize>(), numbers.len());
     macro_rules! all {
         ($convert:expr) => {
