@@ -17,8 +17,12 @@ use velora_runtime::session::optimizer::{Optimizer, Step};
 /// Half a unit in the last place of a 32-bit number.
 const ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 
-/// Steps of a run.
+/// Steps of a run; of one with large parameters.
 const STEPS: u64 = 3;
+const LARGE_STEPS: u64 = 2;
+
+/// Parameters that take the software GPU long.
+const LARGE: usize = 64 << 20;
 
 /// Samples of a batch.
 const BATCH: i64 = 2;
@@ -172,7 +176,7 @@ fn largest(values: impl Iterator<Item = f64>) -> f64 {
 /// parameters disturbed so. Four times as much is allowed, since one such disturbance is a sample, and what the
 /// last operations round themselves. Later, where a loss near 0 is all rounding, this would compare noise.
 ///
-/// In the first and the last step, every operation is compared with the CPU's, on the operands that the device
+/// In the first and (of graphs that are not large) the last step, every operation is compared with the CPU's, on the operands that the device
 /// itself had, within bounds worked out from them; and each update of the optimiser is the formula's, bit for
 /// bit. At the end `look` sees the plan.
 pub fn compare(graph: &Graph, cpu: &Cpu, cuda: &dyn Backend, look: impl FnOnce(&Plan)) -> f64 {
@@ -180,13 +184,15 @@ pub fn compare(graph: &Graph, cpu: &Cpu, cuda: &dyn Backend, look: impl FnOnce(&
     let inside = graph.signature.trained.is_empty();
     let states = if inside { 0 } else { OPTIMIZER.state().len() };
     let mut device = graph.prepare(cuda, BATCH, states);
+    let large = device.executable.plan().bytes(Region::Parameters) > LARGE;
+    let steps = if large { LARGE_STEPS } else { STEPS };
     let mut losses = Vec::new();
     let mut largest = 0f64;
-    for number in 1..=STEPS {
+    for number in 1..=steps {
         if number == 1 {
             first_step(graph, cpu, &mut device, &name);
         }
-        if number == 1 || number == STEPS {
+        if number == 1 || (number == steps && !large) {
             largest = largest.max(operations(&mut device, number, &name));
         }
         let found = execute(&mut device, number);
