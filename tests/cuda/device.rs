@@ -36,11 +36,19 @@ pub struct Device {
 
 impl Device {
     /// Waits for the device, and begins from nothing.
+    ///
+    /// `CAPABILITY=100` in the environment makes it one of compute capability 10.0; it is 8.0 without.
     pub fn new() -> Self {
         load_nvrtc();
+        #[cfg(not(feature = "gpu-tests"))]
+        let gpu = Gpu::exclusive().unwrap();
+        #[cfg(not(feature = "gpu-tests"))]
+        if let Ok(capability) = std::env::var("CAPABILITY") {
+            gpu.set_capability(capability.parse().unwrap());
+        }
         Device {
             #[cfg(not(feature = "gpu-tests"))]
-            gpu: Gpu::exclusive().unwrap(),
+            gpu,
         }
     }
 

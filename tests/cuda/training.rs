@@ -234,13 +234,18 @@ fn first_step(graph: &Graph, cpu: &Cpu, device: &mut Ready<'_>, name: &str) {
         expected.norm,
         moved.norm,
     );
+    let size = |result: &[f32]| largest(result.iter().map(|g| f64::from(g.abs())));
+    // A gradient that is 0 but for rounding (that of the bias of keys, which a softmax does not feel).
+    let zero = noise * largest(expected.results.values().map(|result| size(result)));
     for (parameter, result) in &expected.results {
         let between = |other: &Outcome| {
             let pairs = result.iter().zip(&other.results[parameter]);
             largest(pairs.map(|(a, b)| f64::from((a - b).abs())))
         };
-        let size = largest(result.iter().map(|g| f64::from(g.abs())));
-        let allowed = 4.0 * between(&moved) + noise * size;
+        let allowed = match size(result) {
+            size if size <= zero => zero,
+            size => 4.0 * between(&moved) + noise * size,
+        };
         let error = between(&found);
         assert!(
             error <= allowed,
@@ -299,9 +304,12 @@ fn forms(file: &Path) -> Vec<Graph> {
         gradients: Gradients::Factored,
         ..LayerSettings::new(Grouping::Groups(4))
     };
-    let factored = original.rewrite_as(Preset::Freeable, false, settings);
-    let rewritten = [rewritten, factored].into_iter();
-    let rewritten = rewritten.filter(|form| !form.rewritten.is_empty());
+    let mut rewritten = vec![rewritten];
+    // The same layers as those of 256x4, which take a tenth of the time.
+    if !original.name.contains("768x4") {
+        rewritten.push(original.rewrite_as(Preset::Freeable, false, settings));
+    }
+    let rewritten = (rewritten.into_iter()).filter(|form| !form.rewritten.is_empty());
     std::iter::once(original).chain(rewritten).collect()
 }
 
