@@ -177,6 +177,59 @@ fn a_checkpoint_stays_whole() {
     }
 }
 
+/// The command where libraries are missing: by default it runs on the CPU and says why, and asked for the
+/// device it says what to install.
+#[test]
+fn missing_libraries_are_named() {
+    super::device::load_nvrtc();
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    let run = |missing: &str, device: &str, devices: &str| {
+        let libraries = tempfile::tempdir().unwrap();
+        Gpu::link_into(libraries.path()).unwrap();
+        for entry in std::fs::read_dir(libraries.path()).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if name.starts_with(missing) {
+                std::fs::remove_file(&path).unwrap();
+            }
+        }
+        let output = Command::new(env!("CARGO_BIN_EXE_velora-opt"))
+            .arg("run")
+            .arg(models.join("aot/digits_mlp.onnx"))
+            .arg("--data")
+            .arg(models.join("data/digits_test.npz"))
+            .args(["--batch", "4", "--steps", "1", "--device", device])
+            .env("LD_LIBRARY_PATH", libraries.path())
+            .env("SOFTGPU_DEVICES", devices)
+            .env("XDG_CACHE_HOME", libraries.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), text)
+    };
+    for (missing, devices, says) in [
+        ("libcuda", "1", "no CUDA driver found (libcuda.so)"),
+        ("libnvrtc", "1", "no libnvrtc.so.12 found"),
+        ("libcublasLt", "1", "no libcublasLt.so.12 found"),
+        ("none of them", "0", "the CUDA driver has no device"),
+    ] {
+        let (status, text) = run(missing, "auto", devices);
+        assert_eq!(status, Some(0), "{missing}: {text}");
+        assert!(
+            text.contains(says) && text.ends_with(": running on the CPU\n"),
+            "{text}"
+        );
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let (status, text) = run(missing, "cuda", devices);
+        assert_eq!(status, Some(1), "{missing}: {text}");
+        assert!(text.starts_with("velora-opt: --device cuda: "), "{text}");
+        assert!(
+            text.contains(says) && text.contains("use --device cpu"),
+            "{text}"
+        );
+    }
+}
+
 #[test]
 fn opening_says_what_is_missing() {
     let device = Device::new();

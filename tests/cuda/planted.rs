@@ -152,7 +152,7 @@ impl Planted {
     /// A folder with the source that has the fault.
     fn folder(&self) -> TempDir {
         let sources: Vec<Unit> = headers();
-        let own: Vec<Unit> = units();
+        let own: Vec<Unit> = units().into_iter().map(|(_, unit)| unit).collect();
         let unit = (sources.iter().chain(&own)).find(|unit| unit.name == self.file);
         let text = &unit.unwrap().text;
         let times = text.matches(self.text).count();

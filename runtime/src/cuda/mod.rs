@@ -43,10 +43,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use thiserror::Error;
 
-/// All sources of kernels but those that are generated; of those for types that the unit names, the one for
-/// floats.
-pub fn units() -> Vec<Unit> {
-    let mut units = vec![
+/// All sources of kernels but those that are generated, each with the element type that it is compiled for:
+/// the floating-point types, and nothing where a source has kernels of all types. Those that are compiled for
+/// combinations have one of them.
+pub fn units() -> Vec<(&'static str, Unit)> {
+    let untyped = [
         index::UNIT,
         matmul::UNIT,
         movement::UNIT,
@@ -57,26 +58,34 @@ pub fn units() -> Vec<Unit> {
         select::UNIT,
         window::UNIT,
     ];
-    let typed = [
-        directions::SOURCE,
-        loss::SOURCE,
-        normalize::BATCH,
-        normalize::LAYER,
-        normalize::SOFTMAX,
-        reduce::SCAN,
-        velora::SOURCE,
-    ];
-    let float = ("Element", "float");
-    units.extend(typed.map(|source| source.with(&[float, ("ELEMENT_BYTES", "4")])));
-    units.push(accumulate::SOURCE.with(&[float, ("Added", "float"), ("PACK", "4")]));
-    let integers = [
-        ("Integer", "u8"),
-        ("BITS", "4"),
-        ("SIGN", "8"),
-        ("Scale", "float"),
-    ];
-    units.push(dequantize::SOURCE.with(&[&integers[..], &[float]].concat()));
-    units.push(reduce::SOURCE.with(&[float, ("ELEMENT_BYTES", "4"), ("Step", "Sum")]));
+    let mut units: Vec<_> = untyped.map(|unit| ("", unit)).into();
+    for (name, bytes) in [("float", 4), ("double", 8), ("f16", 2), ("bf16", 2)] {
+        let (size, pack) = (bytes.to_string(), (16 / bytes).to_string());
+        let element = ("Element", name);
+        let typed = [
+            directions::SOURCE,
+            loss::SOURCE,
+            normalize::BATCH,
+            normalize::LAYER,
+            normalize::SOFTMAX,
+            reduce::SCAN,
+            velora::SOURCE,
+        ];
+        let mut add = |unit| units.push((name, unit));
+        for source in typed {
+            add(source.with(&[element, ("ELEMENT_BYTES", &size)]));
+        }
+        add(accumulate::SOURCE.with(&[element, ("Added", name), ("PACK", &pack)]));
+        for step in ["Sum", "SumSquare", "Max"] {
+            add(reduce::SOURCE.with(&[element, ("ELEMENT_BYTES", &size), ("Step", step)]));
+        }
+    }
+    let integers = [("Integer", "u8"), ("BITS", "4"), ("SIGN", "8")];
+    let numbers = [("Scale", "float"), ("Element", "float")];
+    units.push((
+        "float",
+        dequantize::SOURCE.with(&[integers.as_slice(), &numbers].concat()),
+    ));
     units
 }
 
