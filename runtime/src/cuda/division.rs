@@ -61,7 +61,8 @@ mod tests {
         let divisors = (1..200).chain([255, 256, 641, 65_535, 65_537, most / 2, most - 1, most]);
         for size in divisors {
             let by = Divider::new(size as usize)?;
-            for multiple in (0..300).chain(most / size - (most / size).min(300)..=most / size) {
+            let last = most / size;
+            for multiple in (0..last.min(300)).chain(last - last.min(300)..=last) {
                 let at = multiple * size;
                 for n in [at.saturating_sub(1), at, (at + 1).min(most)] {
                     let high = (u64::from(n) * u64::from(by.factor)) >> 32;

@@ -35,7 +35,7 @@ __device__ __forceinline__ bool target(const Targets& targets, u64 place, u64& o
   if (ignores && label == ignore) return false;
   if (of_class >= targets.classes) {
     // The label that is ignored is part of the message: beside the place, where both have room.
-    const bool packs = ignores && ignore >= -(1 << 22) && ignore < (1 << 22) && place < (1ull << 40);
+    const bool packs = ignores && ignore >= -(1 << 22) && ignore < (1 << 22) - 1 && place < (1ull << 40);
     const i64 position = packs ? (i64)(place | ((u64)(ignore + (1 << 22) + 1) << 40)) : (i64)place;
     report(targets.report, targets.check, position, label);
     return false;
