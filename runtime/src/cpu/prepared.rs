@@ -3,7 +3,7 @@
 use super::memory::{Cut, Memory};
 use super::{Cpu, execute};
 use crate::backend::{Backend, Executable, Fault, Observer, StepContext};
-use crate::plan::{BufferId, Operand, Plan};
+use crate::plan::{BufferId, Operand, Plan, share_persistent, touch};
 use crate::session::gradient::{factored_sum_of_squares, global_norm, sum_of_squares};
 use crate::session::optimizer::{Optimizer, Step as OptimizerStep};
 use std::time::Instant;
@@ -31,11 +31,7 @@ impl<'c> Prepared<'c> {
     /// [`Fault`] where there is not enough memory, or the plans do not belong together.
     pub fn new(cpu: &'c Cpu, plans: Vec<Plan>) -> Result<Self, Fault> {
         let bytes = plans.iter().map(Plan::total).max().unwrap_or(0);
-        let persistent = |plan: &Plan| [plan.regions[0], plan.regions[1], plan.regions[2]];
-        if plans
-            .windows(2)
-            .any(|p| persistent(&p[0]) != persistent(&p[1]))
-        {
+        if !share_persistent(&plans) {
             return Err(Fault::Plans);
         }
         let memory = Memory::new(bytes).ok_or_else(|| Fault::Memory {
@@ -64,16 +60,6 @@ impl<'c> Prepared<'c> {
     fn touch(&mut self, start: usize, end: usize) {
         let regions = &self.ready[self.selected].plan.regions;
         touch(&mut self.touched, regions, start, end);
-    }
-}
-
-/// Notes that a span of the block was touched.
-fn touch(touched: &mut [usize; 6], regions: &[(usize, usize); 6], start: usize, end: usize) {
-    for (mark, &(first, bytes)) in touched.iter_mut().zip(regions) {
-        if first <= start && end <= first + bytes {
-            *mark = (*mark).max(end - first);
-            return;
-        }
     }
 }
 

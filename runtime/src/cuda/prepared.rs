@@ -11,7 +11,7 @@ use super::encode::{Call, Check, Command, Launch, Operand, Scratch, Sink};
 use super::optimizer::Update;
 use super::staging::Staging;
 use crate::backend::{Executable, Fault, Observer, StepContext};
-use crate::plan::{self, BufferId, Plan, Region};
+use crate::plan::{self, BufferId, Plan, Region, share_persistent, touch};
 use crate::session::optimizer::{Optimizer, Step as OptimizerStep};
 use std::ops::Range;
 use std::time::Instant;
@@ -59,8 +59,7 @@ impl<'c> Prepared<'c> {
     /// [`Fault`] where there is not enough memory, an operation has no kernel, or the device fails.
     pub fn new(cuda: &'c Cuda, plans: Vec<Plan>) -> Result<Self, Fault> {
         let bytes = plans.iter().map(Plan::total).max().unwrap_or(0);
-        let persistent = |plan: &Plan| [plan.regions[0], plan.regions[1], plan.regions[2]];
-        if { plans.windows(2) }.any(|p| persistent(&p[0]) != persistent(&p[1])) {
+        if !share_persistent(&plans) {
             return Err(Fault::Plans);
         }
         let device = |error| cuda.fault(error);
@@ -314,16 +313,6 @@ pub(super) fn enqueue(orders: &[Order], cuda: &Cuda, stream: &Stream) -> Result<
         }
     }
     Ok(())
-}
-
-/// Notes that a span of the block was touched.
-fn touch(touched: &mut [usize; 6], regions: &[(usize, usize); 6], start: usize, end: usize) {
-    for (mark, &(first, bytes)) in touched.iter_mut().zip(regions) {
-        if first <= start && end <= first + bytes {
-            *mark = (*mark).max(end - first);
-            return;
-        }
-    }
 }
 
 impl Executable for Prepared<'_> {

@@ -165,6 +165,24 @@ pub struct Plan {
     pub footprint: Footprint,
 }
 
+/// Whether what stays from step to step lies in the same places in all plans, so that they can share a block.
+pub fn share_persistent(plans: &[Plan]) -> bool {
+    let persistent = |plan: &Plan| [plan.regions[0], plan.regions[1], plan.regions[2]];
+    let mut pairs = plans.windows(2);
+    pairs.all(|pair| persistent(&pair[0]) == persistent(&pair[1]))
+}
+
+/// Notes in the marks of the regions, each the end of what was touched from its start, that a span of the
+/// block was.
+pub fn touch(touched: &mut [usize; 6], regions: &[(usize, usize); 6], start: usize, end: usize) {
+    for (mark, &(first, bytes)) in touched.iter_mut().zip(regions) {
+        if first <= start && end <= first + bytes {
+            *mark = (*mark).max(end - first);
+            return;
+        }
+    }
+}
+
 impl Plan {
     /// A buffer.
     pub fn buffer(&self, id: BufferId) -> &Buffer {
