@@ -181,7 +181,7 @@ impl Tape {
     }
 
     /// The sum over what was broadcast.
-    fn narrow(&mut self, gradient: V, shape: &[Axis]) -> V {
+    pub(crate) fn narrow(&mut self, gradient: V, shape: &[Axis]) -> V {
         if gradient.shape == shape {
             return gradient;
         }
@@ -227,12 +227,16 @@ impl Tape {
         let y = self.node("MatMul", &[a, b], &[], &shape);
         let (left, right) = (a.clone(), b.clone());
         self.rule(&y, &[a, b], move |tape, dy| {
-            let flipped = tape.flip(&right);
-            let da = tape.node("MatMul", &[&dy, &flipped], &[], &left.shape);
-            tape.contribute(&left, da);
-            let flipped = tape.flip(&left);
-            let db = tape.node("MatMul", &[&flipped, &dy], &[], &right.shape);
-            tape.contribute(&right, db);
+            if tape.wants(&left) {
+                let flipped = tape.flip(&right);
+                let da = tape.node("MatMul", &[&dy, &flipped], &[], &left.shape);
+                tape.contribute(&left, da);
+            }
+            if tape.wants(&right) {
+                let flipped = tape.flip(&left);
+                let db = tape.node("MatMul", &[&flipped, &dy], &[], &right.shape);
+                tape.contribute(&right, db);
+            }
         });
         y
     }
@@ -648,7 +652,7 @@ impl Tape {
     }
 
     /// Notes what starts the backward half.
-    fn seed(&mut self, loss: &V, x: &V, rule: impl FnOnce(&mut Tape) + 'static) {
+    pub(crate) fn seed(&mut self, loss: &V, x: &V, rule: impl FnOnce(&mut Tape) + 'static) {
         let one = V {
             name: String::new(),
             shape: loss.shape.clone(),

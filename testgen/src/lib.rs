@@ -15,9 +15,9 @@ mod choices;
 pub mod interpret;
 pub mod layers;
 pub mod ledger;
-pub mod llama;
+pub mod models;
 pub mod random;
 pub mod tape;
 
 pub use choices::{Choices, Random};
-pub use tape::{Axis, Contraction, Generated, Scale, Tape, V};
+pub use tape::{Axis, Contraction, Element, Generated, Scale, Tape, V};

@@ -2,6 +2,8 @@
 //! rules run backwards at the end.
 
 use crate::choices::{Choices, Random};
+use crate::models::Training;
+use half::f16;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use velora_graph::onnx::schema::*;
 
@@ -94,6 +96,10 @@ pub struct Generated {
     pub model: ModelProto,
     /// The inputs, with their shapes.
     pub inputs: Vec<V>,
+    /// Those of them that are weights, trained or frozen.
+    pub weights: Vec<V>,
+    /// Inputs that hold integers, and how many there are to choose from.
+    pub integers: BTreeMap<String, i64>,
     /// The loss.
     pub loss: String,
     /// By trained parameter: the gradient of the loss, before clipping and the like.
@@ -110,11 +116,43 @@ pub struct Generated {
 
 type Rule = Box<dyn FnOnce(&mut Tape)>;
 
+/// The type of all numbers of a graph that are no integers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Element {
+    /// FLOAT, 4 bytes.
+    #[default]
+    Single,
+    /// FLOAT16, 2 bytes.
+    Half,
+}
+
+impl Element {
+    /// As the schema counts types.
+    pub fn code(self) -> i32 {
+        match self {
+            Element::Single => 1,
+            Element::Half => 10,
+        }
+    }
+
+    /// The size of one number.
+    pub fn bytes(self) -> i64 {
+        match self {
+            Element::Single => 4,
+            Element::Half => 2,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Tape {
     /// Decisions about forms.
     pub choices: Choices,
+    /// What layers of [`crate::models`] train.
+    pub training: Training,
+    /// The type of numbers; graphs that are executed here have 32 bits.
+    pub element: Element,
     nodes: Vec<NodeProto>,
     inputs: Vec<V>,
     initializers: Vec<TensorProto>,
@@ -128,6 +166,8 @@ pub struct Tape {
     pub(crate) contractions: Vec<Contraction>,
     pub(crate) scales: Vec<Scale>,
     pub(crate) parameters: Vec<V>,
+    weights: Vec<V>,
+    integers: BTreeMap<String, i64>,
     count: usize,
     /// Written into every name.
     pub prefix: &'static str,
@@ -242,9 +282,17 @@ impl Tape {
         value
     }
 
+    /// A graph input of integers, each at least 0 and below `count`.
+    pub fn integer_input(&mut self, name: &str, shape: &[Axis], count: i64) -> V {
+        let value = self.input(name, shape);
+        self.integers.insert(value.name.clone(), count);
+        value
+    }
+
     /// A parameter: an input that wants a gradient, unless it is frozen.
     pub fn parameter(&mut self, name: &str, shape: &[Axis], frozen: bool) -> V {
         let value = self.input(name, shape);
+        self.weights.push(value.clone());
         if !frozen {
             self.wanted.insert(value.name.clone());
             self.parameters.push(value.clone());
@@ -300,9 +348,13 @@ impl Tape {
 
     /// A constant scalar.
     pub fn number(&mut self, value: f32) -> V {
+        let bytes = match self.element {
+            Element::Single => value.to_le_bytes().to_vec(),
+            Element::Half => f16::from_f32(value).to_le_bytes().to_vec(),
+        };
         let tensor = TensorProto {
-            data_type: Some(1),
-            raw_data: Some(value.to_le_bytes().to_vec().into()),
+            data_type: Some(self.element.code()),
+            raw_data: Some(bytes.into()),
             ..Default::default()
         };
         V {
@@ -378,7 +430,11 @@ impl Tape {
             self.nodes = shuffled(std::mem::take(&mut self.nodes), seed);
         }
         let batch = self.fixed_batch;
-        let info = |value: &V| declared(value, batch);
+        let info = |value: &V| {
+            let integer = self.integers.contains_key(&value.name);
+            let element = if integer { 7 } else { self.element.code() };
+            declared(value, batch, element)
+        };
         let graph = GraphProto {
             name: Some("training".to_owned()),
             input: self.inputs.iter().map(info).collect(),
@@ -401,6 +457,8 @@ impl Tape {
         Generated {
             model,
             inputs: self.inputs,
+            weights: self.weights,
+            integers: self.integers,
             loss: loss.name.clone(),
             gradients,
             gradient_outputs,
@@ -411,7 +469,7 @@ impl Tape {
     }
 }
 
-fn declared(value: &V, batch: Option<i64>) -> ValueInfoProto {
+fn declared(value: &V, batch: Option<i64>, element: i32) -> ValueInfoProto {
     use tensor_shape_proto::{Dimension, dimension::Value};
     let dim = |axis: &Axis| {
         let value = match (axis.batch, batch) {
@@ -430,7 +488,7 @@ fn declared(value: &V, batch: Option<i64>) -> ValueInfoProto {
         name: Some(value.name.clone()),
         r#type: Some(TypeProto {
             value: Some(type_proto::Value::TensorType(type_proto::Tensor {
-                elem_type: Some(1),
+                elem_type: Some(element),
                 shape: Some(TensorShapeProto {
                     dim: value.shape.iter().map(dim).collect(),
                 }),
@@ -489,7 +547,7 @@ pub fn edges(nodes: &[NodeProto]) -> (Vec<usize>, Vec<Vec<usize>>) {
 }
 
 impl Generated {
-    /// Values for all inputs, in [-1, 1), exact in 32 bits.
+    /// Values for all inputs, numbers in [-1, 1), exact in 32 bits.
     pub fn data(&self, seed: u64, batch: usize) -> HashMap<String, crate::interpret::Tensor> {
         let batch = self.batch.map_or_else(|fixed| fixed as usize, |_| batch);
         let mut random = Random::new(seed);
@@ -499,6 +557,12 @@ impl Generated {
             let shape: Vec<usize> = input.shape.iter().map(size).collect();
             let zeros = input.name.contains(".zeros.");
             let count = shape.iter().product();
+            if let Some(&choices) = self.integers.get(&input.name) {
+                let entries = (0..count).map(|_| random.below(choices as usize) as i64);
+                let tensor = crate::interpret::Tensor::ints(&shape, entries.collect());
+                data.insert(input.name.clone(), tensor);
+                continue;
+            }
             let entries = (0..count).map(|_| if zeros { 0.0 } else { random.entry() });
             let tensor = crate::interpret::Tensor::floats(&shape, entries.collect());
             data.insert(input.name.clone(), tensor);

@@ -11,8 +11,10 @@ use velora_runtime::evaluate::evaluate;
 use velora_runtime::lower::Request;
 use velora_runtime::tensor::Tensor as HostTensor;
 use velora_testgen::interpret::{Data, Precision, Tensor, run};
-use velora_testgen::llama::{LlamaSizes, llama};
-use velora_testgen::{Generated, Random, chain, random};
+use velora_testgen::models::{
+    EncoderSizes, LlamaSizes, Training, VitSizes, llama, llama_of_tokens, roberta, vit,
+};
+use velora_testgen::{Element, Generated, Random, chain, random};
 
 /// The unit roundoff of 32-bit floats.
 const U: f64 = 1.0 / (1u64 << 24) as f64;
@@ -95,8 +97,14 @@ fn ours(made: &Generated, inputs: &Values, cpu: &Cpu) -> HashMap<String, Vec<f64
     let model = exposed(made);
     let given: BTreeMap<String, HostTensor> = (inputs.iter())
         .map(|(name, tensor)| {
-            let elements: Vec<f32> = tensor.f().iter().map(|&e| e as f32).collect();
-            (name.clone(), HostTensor::from_f32(&tensor.shape, &elements))
+            let value = match &tensor.data {
+                Data::Int(elements) => HostTensor::from_i64(&tensor.shape, elements),
+                _ => {
+                    let elements: Vec<f32> = tensor.f().iter().map(|&e| e as f32).collect();
+                    HostTensor::from_f32(&tensor.shape, &elements)
+                }
+            };
+            (name.clone(), value)
         })
         .collect();
     // An axis may have the batch as a factor, which the format cannot say; fixed sizes say all.
@@ -214,16 +222,69 @@ fn gradients_of_chains_are_differences() {
     assert!(check(&chain::transformer(2, 4, 3), 6, &cpu) > 0);
 }
 
+const LLAMA: LlamaSizes = LlamaSizes {
+    hidden: 8,
+    intermediate: 6,
+    heads: 2,
+    vocabulary: 5,
+};
+
+const ENCODER: EncoderSizes = EncoderSizes {
+    hidden: 8,
+    intermediate: 6,
+    heads: 2,
+    classes: 3,
+    vocabulary: 5,
+};
+
+fn names(list: &[&str]) -> Vec<String> {
+    list.iter().map(|name| (*name).to_owned()).collect()
+}
+
 #[test]
 fn gradients_of_llama_are_differences() {
-    let sizes = LlamaSizes {
-        hidden: 8,
-        intermediate: 6,
-        heads: 2,
-        vocabulary: 5,
-    };
-    let made = llama(2, &sizes, 3);
+    let made = llama(2, &LLAMA, 3);
     // Two norms, four layers of attention and three of the MLP in each block, then norm and head.
     assert_eq!(made.gradients.len(), 2 * 9 + 2);
     assert_eq!(check(&made, 7, &Cpu::new(1).unwrap()), 5 * 20);
+}
+
+#[test]
+fn gradients_of_published_models_are_differences() {
+    let cpu = Cpu::new(1).unwrap();
+    let all = Training::All;
+    // The embedding, too.
+    let made = llama_of_tokens(2, &LLAMA, 3, &all, Element::Single);
+    assert_eq!(made.gradients.len(), 2 * 9 + 3);
+    assert_eq!(check(&made, 8, &cpu), 5 * 21);
+    // Weight and bias of six layers and two norms in each block, three tables, a norm, and the classifier's two.
+    let made = roberta(2, &ENCODER, 3, &all, Element::Single);
+    assert_eq!(made.gradients.len(), 2 * 16 + 3 + 2 + 4);
+    assert_eq!(check(&made, 9, &cpu), 5 * 41);
+    // The same blocks; patches, class token and positions; norm and classifier.
+    let sizes = VitSizes {
+        encoder: ENCODER,
+        image: 4,
+        patch: 2,
+    };
+    let made = vit(2, &sizes, &all, Element::Single);
+    assert_eq!(made.gradients.len(), 2 * 16 + 4 + 4);
+    assert_eq!(check(&made, 10, &cpu), 5 * 40);
+}
+
+#[test]
+fn gradients_of_adapters_and_of_some_layers_are_differences() {
+    let cpu = Cpu::new(1).unwrap();
+    let targets = names(&["q_proj", "v_proj", "down_proj"]);
+    let adapters = Training::Adapters {
+        rank: 2,
+        targets: targets.clone(),
+    };
+    let made = llama_of_tokens(2, &LLAMA, 3, &adapters, Element::Single);
+    assert!(made.gradients.keys().all(|name| name.contains(".lora_")));
+    assert_eq!(made.gradients.len(), 2 * 3 * 2);
+    assert_eq!(check(&made, 11, &cpu), 5 * 12);
+    let made = llama_of_tokens(2, &LLAMA, 3, &Training::Only(targets), Element::Single);
+    assert_eq!(made.gradients.len(), 2 * 3);
+    assert_eq!(check(&made, 12, &cpu), 5 * 6);
 }

@@ -14,7 +14,7 @@ use velora_runtime::cost::roofline::{Roofline, Total};
 use velora_runtime::cost::{Class, Storage};
 use velora_runtime::cpu::Cpu;
 use velora_runtime::plan::Plan;
-use velora_testgen::llama::{LlamaSizes, llama};
+use velora_testgen::models::{LlamaSizes, llama};
 
 const SIZES: LlamaSizes = LlamaSizes::SEVEN_B;
 

@@ -4,6 +4,7 @@
 //! as it is made, which is what 32-bit arithmetic gives (a sum, product, quotient or root of 32-bit
 //! numbers rounded twice, through 64 bits, is the same as rounded once).
 
+mod indexed;
 mod ops;
 
 use std::collections::HashMap;

@@ -1,6 +1,6 @@
 //! The operators.
 
-use super::{Data, Machine, Tensor, constant};
+use super::{Data, Machine, Tensor, constant, indexed};
 use velora_graph::onnx::schema::NodeProto;
 
 fn attribute<'n>(
@@ -456,6 +456,13 @@ impl Machine<'_> {
                 self.concat(&parts, int(node, "axis", 0))
             }
             "Pad" => self.pad(x(), y().i()),
+            "Gather" => indexed::rows(x(), y()),
+            "GatherElements" => indexed::elements(x(), y()),
+            // Both with `reduction = add`.
+            "ScatterElements" => {
+                indexed::add_elements(x(), y(), given(2).unwrap(), |sum| self.round(sum))
+            }
+            "ScatterND" => indexed::add_rows(x(), y(), given(2).unwrap(), |sum| self.round(sum)),
             "ConstantOfShape" => {
                 let shape: Vec<usize> = x().i().iter().map(|&s| s as usize).collect();
                 let value = attribute(node, "value")

@@ -1,9 +1,9 @@
 //! The graph of LLaMA (Touvron et al. 2023, arXiv 2302.13971) at any size, without weights.
 
+use super::Training;
 use crate::chain::plain_tail;
 use crate::choices::Choices;
-use crate::layers::Linear;
-use crate::tape::{Generated, Tape, V, batch, fixed, int, ints};
+use crate::tape::{Element, Generated, Tape, V, batch, fixed, int};
 
 /// The sizes of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,45 +19,58 @@ pub struct LlamaSizes {
 }
 
 impl LlamaSizes {
+    /// Those of LLaMA-60M, which has 8 blocks.
+    pub const SIXTY_M: LlamaSizes = LlamaSizes::of(512, 1376, 8);
+    /// Those of LLaMA-130M, which has 12 blocks.
+    pub const HUNDRED_THIRTY_M: LlamaSizes = LlamaSizes::of(768, 2048, 12);
     /// Those of LLaMA-7B, which has 32 blocks.
-    pub const SEVEN_B: LlamaSizes = LlamaSizes {
-        hidden: 4096,
-        intermediate: 11008,
-        heads: 32,
-        vocabulary: 32000,
-    };
+    pub const SEVEN_B: LlamaSizes = LlamaSizes::of(4096, 11008, 32);
+    /// Those of LLaMA-13B, which has 40 blocks.
+    pub const THIRTEEN_B: LlamaSizes = LlamaSizes::of(5120, 13824, 40);
+
+    const fn of(hidden: i64, intermediate: i64, heads: i64) -> LlamaSizes {
+        LlamaSizes {
+            hidden,
+            intermediate,
+            heads,
+            vocabulary: 32000,
+        }
+    }
 }
 
 /// A training graph in standard operators: blocks of causal attention with rotary positions and of a gated
 /// MLP, each behind an RMS norm and a residual sum, then norm, language-model head and cross-entropy.
 ///
-/// It starts from hidden states `x` (batch, sequence, hidden), since the tape has no integers: the embedding
-/// and its gradient are not there. Its other inputs are the targets `y`, a distribution over the
-/// vocabulary for each token, the `mask` that is added to the scores (sequence, sequence), and `cos` and
-/// `sin` of the positions' angles (sequence, hidden / heads). Weights are (features, outputs).
+/// It starts from hidden states `x` (batch, sequence, hidden), without an embedding. Its other inputs are the
+/// targets `y`, a distribution over the vocabulary for each token, the `mask` that is added to the scores
+/// (sequence, sequence), and `cos` and `sin` of the positions' angles (sequence, hidden / heads). Weights are
+/// (features, outputs).
 pub fn llama(blocks: usize, sizes: &LlamaSizes, sequence: i64) -> Generated {
     let mut tape = Tape::new(Choices::default());
-    let angles = [fixed(sequence), fixed(sizes.hidden / sizes.heads)];
-    let positions = Positions {
-        mask: tape.input("mask", &[fixed(sequence), fixed(sequence)]),
-        cos: tape.input("cos", &angles),
-        sin: tape.input("sin", &angles),
-    };
-    let mut h = tape.input("x", &[batch(1), fixed(sequence), fixed(sizes.hidden)]);
-    for index in 0..blocks {
-        let name = |part: &str| format!("layers.{index}.{part}");
-        let even = tape.rms_norm(&h, &name("input_layernorm"));
-        let mixed = tape.causal_attention(&even, sizes.heads, &positions, &name("self_attn"));
-        h = tape.add(&h, &mixed);
-        let even = tape.rms_norm(&h, &name("post_attention_layernorm"));
-        let narrow = tape.gated_mlp(&even, sizes.intermediate, &name("mlp"));
-        h = tape.add(&h, &narrow);
-    }
-    let even = tape.rms_norm(&h, "norm");
-    let head = (sizes.hidden, sizes.vocabulary);
-    let head = tape.linear_parameters("lm_head", head, false, false, false);
-    let logits = tape.linear(&even, &head);
+    let positions = Positions::new(&mut tape, sizes, sequence);
+    let x = tape.input("x", &[batch(1), fixed(sequence), fixed(sizes.hidden)]);
+    let logits = tape.decoder(x, blocks, sizes, &positions);
     let loss = tape.loss(0, &logits);
+    tape.finish(&loss, plain_tail, None)
+}
+
+/// The same from `input_ids` to `labels`, both (batch, sequence): with the embedding and its gradient.
+pub fn llama_of_tokens(
+    blocks: usize,
+    sizes: &LlamaSizes,
+    sequence: i64,
+    training: &Training,
+    element: Element,
+) -> Generated {
+    let mut tape = Tape::new(Choices::default());
+    (tape.training, tape.element) = (training.clone(), element);
+    let positions = Positions::new(&mut tape, sizes, sequence);
+    let tokens = [batch(1), fixed(sequence)];
+    let ids = tape.integer_input("input_ids", &tokens, sizes.vocabulary);
+    let table = (sizes.vocabulary, sizes.hidden);
+    let x = tape.embedding("embed_tokens.weight", table, &ids);
+    let logits = tape.decoder(x, blocks, sizes, &positions);
+    let loss = tape.label_loss(&logits, "labels");
     tape.finish(&loss, plain_tail, None)
 }
 
@@ -68,32 +81,38 @@ struct Positions {
     sin: V,
 }
 
-impl Tape {
-    /// The axes in another order.
-    fn permute(&mut self, x: &V, order: [usize; 4]) -> V {
-        let y = self.reorder(x, order);
-        let from = x.clone();
-        self.rule(&y, &[x], move |tape, dy| {
-            let mut back = [0; 4];
-            for (place, axis) in order.into_iter().enumerate() {
-                back[axis] = place;
-            }
-            let dx = tape.reorder(&dy, back);
-            tape.contribute(&from, dx);
-        });
-        y
+impl Positions {
+    fn new(tape: &mut Tape, sizes: &LlamaSizes, sequence: i64) -> Positions {
+        let angles = [fixed(sequence), fixed(sizes.hidden / sizes.heads)];
+        Positions {
+            mask: tape.input("mask", &[fixed(sequence), fixed(sequence)]),
+            cos: tape.input("cos", &angles),
+            sin: tape.input("sin", &angles),
+        }
     }
+}
 
-    /// The same without a rule.
-    fn reorder(&mut self, x: &V, order: [usize; 4]) -> V {
-        let shape = order.map(|axis| x.shape[axis]);
-        let order = ints("perm", &order.map(|axis| axis as i64));
-        self.node("Transpose", &[x], &[order], &shape)
+impl Tape {
+    /// Logits (batch, sequence, vocabulary) from hidden states.
+    fn decoder(&mut self, x: V, blocks: usize, sizes: &LlamaSizes, positions: &Positions) -> V {
+        let mut h = x;
+        for index in 0..blocks {
+            let name = |part: &str| format!("layers.{index}.{part}");
+            let even = self.rms_norm(&h, &name("input_layernorm"));
+            let mixed = self.causal_attention(&even, sizes.heads, positions, &name("self_attn"));
+            h = self.add(&h, &mixed);
+            let even = self.rms_norm(&h, &name("post_attention_layernorm"));
+            let narrow = self.gated_mlp(&even, sizes.intermediate, &name("mlp"));
+            h = self.add(&h, &narrow);
+        }
+        let even = self.rms_norm(&h, "norm");
+        let head = (sizes.hidden, sizes.vocabulary);
+        self.projection(&even, "lm_head", head, false)
     }
 
     /// x / √(mean x² + ε) · weight, with the gradient that PyTorch exports, which needs x and the root only.
     fn rms_norm(&mut self, x: &V, name: &str) -> V {
-        let weight = self.parameter(&format!("{name}.weight"), &[fixed(x.width())], false);
+        let weight = self.weight(&format!("{name}.weight"), &[fixed(x.width())]);
         let share = self.number(1.0 / x.width() as f32);
         let square = self.like("Mul", &[x, x]);
         let total = self.sum(&square, &[-1], true);
@@ -122,29 +141,15 @@ impl Tape {
 
     /// Multi-head attention over [batch, sequence, hidden].
     fn causal_attention(&mut self, x: &V, heads: i64, positions: &Positions, name: &str) -> V {
-        let (sequence, hidden) = (x.shape[1], x.width());
-        let size = hidden / heads;
-        let square = (hidden, hidden);
+        let square = (x.width(), x.width());
         let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(|part| {
-            let layer =
-                self.linear_parameters(&format!("{name}.{part}"), square, false, false, false);
-            let all = self.linear(x, &layer);
-            let split = [x.shape[0], sequence, fixed(heads), fixed(size)];
-            let split = self.reshape(&all, &split);
-            self.permute(&split, [0, 2, 1, 3])
+            let all = self.projection(x, &format!("{name}.{part}"), square, false);
+            self.split_heads(&all, heads)
         });
         let q = self.rotary(&q, positions);
         let k = self.rotary(&k, positions);
-        let k = self.transpose(&k);
-        let scores = self.matmul(&q, &k);
-        let scores = self.scaled(&scores, 1.0 / (size as f32).sqrt());
-        let scores = self.add(&scores, &positions.mask);
-        let weights = self.softmax(&scores);
-        let mixed = self.matmul(&weights, &v);
-        let mixed = self.permute(&mixed, [0, 2, 1, 3]);
-        let mixed = self.reshape(&mixed, &x.shape);
-        let o = self.linear_parameters(&format!("{name}.o_proj"), square, false, false, false);
-        self.linear(&mixed, &o)
+        let mixed = self.attend([&q, &k, &v], Some(&positions.mask));
+        self.projection(&mixed, &format!("{name}.o_proj"), square, false)
     }
 
     /// Turns pairs of features by angles that depend on the token's place: x cos + (−b, a) sin, where a and
@@ -187,18 +192,11 @@ impl Tape {
     /// down(silu(gate(x)) · up(x)).
     fn gated_mlp(&mut self, x: &V, intermediate: i64, name: &str) -> V {
         let (wide, narrow) = ((x.width(), intermediate), (intermediate, x.width()));
-        let [gate, up, down]: [Linear; 3] = [
-            ("gate_proj", wide),
-            ("up_proj", wide),
-            ("down_proj", narrow),
-        ]
-        .map(|(part, sizes)| {
-            self.linear_parameters(&format!("{name}.{part}"), sizes, false, false, false)
-        });
-        let gate = self.linear(x, &gate);
+        let part = |part: &str| format!("{name}.{part}");
+        let gate = self.projection(x, &part("gate_proj"), wide, false);
         let gate = self.activation("silu", &gate, name);
-        let up = self.linear(x, &up);
+        let up = self.projection(x, &part("up_proj"), wide, false);
         let both = self.mul(&gate, &up);
-        self.linear(&both, &down)
+        self.projection(&both, &part("down_proj"), narrow, false)
     }
 }
