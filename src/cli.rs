@@ -254,10 +254,14 @@ pub struct InspectArguments {
     /// The graph and the reports.
     #[command(flatten)]
     pub graph: GraphArguments,
-    /// Groups (sub-tokens) per token, for the question what could be freed
-    #[arg(long, value_name = "N", default_value_t = 32,
-          value_parser = clap::value_parser!(i64).range(1..), help_heading = "Method")]
-    pub groups: i64,
+    /// Groups (sub-tokens) per token, for the question what could be freed [default: 32]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..),
+          conflicts_with = "sub_token_size", help_heading = "Method")]
+    pub groups: Option<i64>,
+    /// Features per sub-token, instead of --groups
+    #[arg(long, value_name = "M", value_parser = clap::value_parser!(i64).range(1..),
+          help_heading = "Method")]
+    pub sub_token_size: Option<i64>,
     /// Numbers of groups to compare, by bytes and with --data by fidelity, separated by commas; without
     /// them, powers of two up to the largest number of features
     #[arg(long, value_name = "N,N", num_args = 0..=1, default_missing_value = "",
@@ -377,6 +381,10 @@ pub enum Select {
     Freeable,
     /// Value and MLP-down projections, as in the paper
     Paper,
+    /// Value projections alone
+    Value,
+    /// MLP-down projections alone
+    Down,
     /// Every layer that can be rewritten, even where nothing is freed
     All,
 }

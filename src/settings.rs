@@ -54,9 +54,9 @@ same_names!(Storage {
 same_names!(Directions { Shared, Group });
 same_names!(Gradients { Full, Factored });
 
-/// What `inspect` asks: what could be freed with that many groups.
-pub fn inspection(groups: i64) -> Selection {
-    Selection::freeable(Grouping::Groups(groups))
+/// What `inspect` asks: what could be freed with that grouping.
+pub fn inspection(grouping: Grouping) -> Selection {
+    Selection::freeable(grouping)
 }
 
 /// Combines the command line with a plan.
@@ -90,6 +90,8 @@ pub fn selection(
         preset: match arguments.select {
             Select::Freeable => Preset::Freeable,
             Select::Paper => Preset::Paper,
+            Select::Value => Preset::Value,
+            Select::Down => Preset::Down,
             Select::All => Preset::All,
         },
         include: patterns(&arguments.include)?,
@@ -121,7 +123,8 @@ pub fn selection(
     })
 }
 
-fn grouping(groups: Option<i64>, sub_token_size: Option<i64>) -> Option<Grouping> {
+/// The grouping that two options ask for.
+pub fn grouping(groups: Option<i64>, sub_token_size: Option<i64>) -> Option<Grouping> {
     let size = || sub_token_size.map(Grouping::SubTokenSize);
     groups.map(Grouping::Groups).or_else(size)
 }

@@ -6,15 +6,16 @@ use crate::io::folder_of;
 use crate::measure::fidelity::{Survey, Variant, survey};
 use crate::measure::{Bench, read_inputs};
 use crate::report::build::{Sides, report, saved_bytes};
+use crate::report::per_layer;
 use crate::report::{Amount, Preset, Report, Trial, View};
-use crate::settings::inspection;
+use crate::settings::{DEFAULT_GROUPS, grouping, inspection};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use velora_graph::analysis::{Analyses, Settings};
 use velora_graph::ir::{Graph, NodeId};
 use velora_passes::manager::Checks;
 use velora_passes::pipeline::{Options, Outcome, already_rewritten, optimise, rewrite, shapes};
-use velora_passes::select::{self, Decision};
+use velora_passes::select::{self, Decision, Grouping};
 use velora_runtime::cpu::Cpu;
 
 /// Reports on a training graph; writes no model. What could be freed is found by doing it.
@@ -28,7 +29,9 @@ pub fn run(arguments: &InspectArguments) -> Result<()> {
         loaded.model = loaded.executable()?.into_owned();
     }
     let name = &loaded.name;
-    let options = options(&loaded, arguments.groups, select::Preset::Freeable);
+    let own = grouping(arguments.groups, arguments.sub_token_size);
+    let own = own.unwrap_or(Grouping::Groups(DEFAULT_GROUPS));
+    let options = options(&loaded, own, select::Preset::Freeable);
     let outcome = optimise(&loaded.model, &options).with_context(|| name.clone())?;
     warn_of_doubtful(
         &arguments.graph.source,
@@ -45,15 +48,17 @@ pub fn run(arguments: &InspectArguments) -> Result<()> {
         selection: &options.selection,
     };
     let mut report = report(name, &loaded.settings.sizes, &sides).with_context(|| name.clone())?;
-    presets(&loaded, arguments.groups, &mut report).with_context(|| name.clone())?;
+    presets(&loaded, own, &mut report).with_context(|| name.clone())?;
     let groups = tried(arguments, &outcome.before);
-    let trials = groups.iter().map(|&groups| Tried::new(&loaded, groups));
+    let trials = groups
+        .iter()
+        .map(|&groups| Tried::new(&loaded, Grouping::Groups(groups)));
     let trials: Vec<Tried> = trials
         .collect::<Result<_>>()
         .with_context(|| name.clone())?;
     let surveys = match &arguments.data {
         Some(data) => {
-            let own = Tried::new(&loaded, arguments.groups).with_context(|| name.clone())?;
+            let own = Tried::new(&loaded, own).with_context(|| name.clone())?;
             let mut all = vec![&own];
             all.extend(&trials);
             let (mut surveys, samples) = measure(arguments, data, &loaded, &outcome.before, &all)?;
@@ -68,14 +73,14 @@ pub fn run(arguments: &InspectArguments) -> Result<()> {
         }
         None => vec![None; trials.len()],
     };
-    report.sweep = (trials.iter().zip(surveys))
-        .map(|(tried, survey)| tried.report(&loaded.model.graph, survey))
+    report.sweep = (groups.iter().zip(&trials).zip(surveys))
+        .map(|((&groups, tried), survey)| tried.report(groups, &loaded.model.graph, survey))
         .collect();
     deliver(&report, View::Inspected, &arguments.graph, None)
 }
 
-fn options(loaded: &Loaded, groups: i64, preset: select::Preset) -> Options {
-    let mut selection = inspection(groups);
+fn options(loaded: &Loaded, grouping: Grouping, preset: select::Preset) -> Options {
+    let mut selection = inspection(grouping);
     selection.preset = preset;
     Options {
         settings: loaded.settings.clone(),
@@ -89,37 +94,52 @@ fn options(loaded: &Loaded, groups: i64, preset: select::Preset) -> Options {
     }
 }
 
-/// What each preset would rewrite and free; the report has the first of them already.
-fn presets(loaded: &Loaded, groups: i64, report: &mut Report) -> Result<()> {
+/// What each preset would rewrite and free; the report has the graph as it is, and `freeable`, already.
+fn presets(loaded: &Loaded, grouping: Grouping, report: &mut Report) -> Result<()> {
     let totals = &report.totals;
     let before = totals.saved_bytes_before.clone();
-    let mut add = |preset, sites_rewritten, saved_bytes_after: Amount| {
+    let mut add = |preset, sites_rewritten, saved_bytes_after: Amount, counted_per_layer| {
         report.presets.push(Preset {
             preset,
             sites_rewritten,
             freed_bytes: &before - &saved_bytes_after,
             saved_bytes_after,
+            counted_per_layer,
         });
     };
+    add(
+        "none",
+        0,
+        before.clone(),
+        totals.counted_per_layer_before.clone(),
+    );
     add(
         "freeable",
         totals.sites_rewritten,
         totals.saved_bytes_after.clone(),
+        totals.counted_per_layer_after.clone(),
     );
     for (name, preset) in [
+        ("value", select::Preset::Value),
+        ("down", select::Preset::Down),
         ("paper", select::Preset::Paper),
         ("all", select::Preset::All),
     ] {
-        let (outcome, saved_bytes_after) = rewritten(loaded, groups, preset)?;
+        let (outcome, saved_bytes_after) = rewritten(loaded, grouping, preset)?;
         let sites = outcome.decisions.iter().filter(|d| d.rewritten()).count();
-        add(name, sites, saved_bytes_after);
+        let counted = per_layer::after(&outcome.before, &outcome.decisions);
+        add(name, sites, saved_bytes_after, counted);
     }
     Ok(())
 }
 
 /// A rewritten graph, and the bytes that it saves for backward.
-fn rewritten(loaded: &Loaded, groups: i64, preset: select::Preset) -> Result<(Outcome, Amount)> {
-    let outcome = rewrite(&loaded.model, &options(loaded, groups, preset))?;
+fn rewritten(
+    loaded: &Loaded,
+    grouping: Grouping,
+    preset: select::Preset,
+) -> Result<(Outcome, Amount)> {
+    let outcome = rewrite(&loaded.model, &options(loaded, grouping, preset))?;
     let bytes = saved_bytes(&Analyses::new(&outcome.ran.model, &loaded.settings)?);
     Ok((outcome, bytes))
 }
@@ -138,20 +158,18 @@ fn tried(arguments: &InspectArguments, analyses: &Analyses) -> Vec<i64> {
     powers.take_while(|&groups| groups <= widest).collect()
 }
 
-/// A graph rewritten with one number of groups.
+/// A graph rewritten with one grouping.
 struct Tried {
-    groups: i64,
     selected: Outcome,
     saved_bytes: Amount,
     all: Outcome,
 }
 
 impl Tried {
-    fn new(loaded: &Loaded, groups: i64) -> Result<Tried> {
-        let (selected, saved_bytes) = rewritten(loaded, groups, select::Preset::Freeable)?;
-        let (all, _) = rewritten(loaded, groups, select::Preset::All)?;
+    fn new(loaded: &Loaded, grouping: Grouping) -> Result<Tried> {
+        let (selected, saved_bytes) = rewritten(loaded, grouping, select::Preset::Freeable)?;
+        let (all, _) = rewritten(loaded, grouping, select::Preset::All)?;
         Ok(Tried {
-            groups,
             selected,
             saved_bytes,
             all,
@@ -165,7 +183,7 @@ impl Tried {
         decisions.filter_map(|decision| Some((decision, result(graph, decision)?)))
     }
 
-    fn report(&self, graph: &Graph, survey: Option<Survey>) -> Trial {
+    fn report(&self, groups: i64, graph: &Graph, survey: Option<Survey>) -> Trial {
         let decisions = self.selected.decisions.iter();
         let layers = self.results(graph).filter_map(|(decision, result)| {
             let fidelity = *survey.as_ref()?.layers.get(&result)?;
@@ -173,7 +191,7 @@ impl Tried {
             Some((param, label(graph, decision.node), fidelity))
         });
         Trial {
-            groups: self.groups,
+            groups,
             sites_rewritten: decisions.filter(|d| d.rewritten()).count(),
             saved_bytes_after: self.saved_bytes.clone(),
             layers: layers.collect(),

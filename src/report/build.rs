@@ -3,7 +3,9 @@
 //! Every number is read off the two models: what is saved after the rewrite is what the analyses find
 //! saved in the model that is written, not what the rewrite meant to save.
 
-use super::{Amount, Decision, Held, Hoisted, KeptAlive, Layer, Reader, Report, Saved, Totals};
+use super::{
+    Amount, Decision, Held, Hoisted, KeptAlive, Layer, Reader, Report, Saved, Totals, per_layer,
+};
 #[cfg(test)]
 use crate::measure::fidelity::Fidelity;
 use crate::measure::fidelity::gradients;
@@ -97,6 +99,8 @@ fn totals(sides: &Sides<'_>, layers: &[Layer]) -> Result<Totals> {
         peak_bytes_before,
         weight_grad_flops_before,
         weight_grad_flops_after,
+        counted_per_layer_before: per_layer::before(sides.before.1, sides.decisions),
+        counted_per_layer_after: per_layer::after(sides.before.1, sides.decisions),
         held_before: held(sides.before),
         held_after: held(sides.after),
         sites: layers.len(),
@@ -474,6 +478,8 @@ pub fn example() -> Report {
         dims: BTreeMap::new(),
         groups_default: Some(16),
         totals: Totals {
+            counted_per_layer_before: amount("512*batch"),
+            counted_per_layer_after: amount("256*batch"),
             saved_bytes_before: amount("512*batch"),
             saved_bytes_after: amount("320*batch"),
             peak_bytes_before: Amount::default(),
@@ -523,6 +529,7 @@ pub fn measured() -> Report {
         sites_rewritten,
         saved_bytes_after: amount(after),
         freed_bytes: amount(freed),
+        counted_per_layer: amount("256*batch"),
     };
     report.presets = vec![
         preset("freeable", 1, "320*batch", "192*batch"),

@@ -88,6 +88,8 @@ impl Serialize for Totals {
         let Totals {
             saved_bytes_before,
             saved_bytes_after,
+            counted_per_layer_before,
+            counted_per_layer_after,
             peak_bytes_before,
             peak_bytes_after,
             weight_grad_flops_before,
@@ -109,6 +111,16 @@ impl Serialize for Totals {
             weight_grad_flops_before,
         )?;
         amount(&mut map, "weight_grad_flops_after", weight_grad_flops_after)?;
+        for (when, counted) in [
+            ("before", counted_per_layer_before),
+            ("after", counted_per_layer_after),
+        ] {
+            amount(
+                &mut map,
+                &format!("counted_per_layer_bytes_{when}"),
+                counted,
+            )?;
+        }
         for (when, held) in [("before", held_before), ("after", held_after)] {
             let Held {
                 parameters,
@@ -189,12 +201,14 @@ impl Serialize for Preset {
             sites_rewritten,
             saved_bytes_after,
             freed_bytes,
+            counted_per_layer,
         } = self;
         let mut map = to.serialize_map(None)?;
         map.serialize_entry("preset", preset)?;
         map.serialize_entry("sites_rewritten", sites_rewritten)?;
         amount(&mut map, "saved_bytes_after", saved_bytes_after)?;
         amount(&mut map, "freed_bytes", freed_bytes)?;
+        amount(&mut map, "counted_per_layer_bytes", counted_per_layer)?;
         map.end()
     }
 }

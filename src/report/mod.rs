@@ -6,6 +6,7 @@ mod amount;
 pub mod build;
 mod html;
 mod json;
+pub mod per_layer;
 pub mod run;
 mod table;
 mod units;
@@ -64,6 +65,8 @@ pub struct Preset {
     pub saved_bytes_after: Amount,
     /// What that is less than now; negative where compressed forms lie beside what they stand for.
     pub freed_bytes: Amount,
+    /// Bytes of the linear layers' inputs then, as the paper counts them ([`per_layer`]).
+    pub counted_per_layer: Amount,
 }
 
 /// What a number of groups would do, with the preset `freeable`.
@@ -96,6 +99,10 @@ pub struct Totals {
     pub weight_grad_flops_before: Amount,
     /// The same after the rewrite (2NGO each).
     pub weight_grad_flops_after: Amount,
+    /// Bytes of the linear layers' inputs, as the paper counts them ([`per_layer`]).
+    pub counted_per_layer_before: Amount,
+    /// The same after the rewrite.
+    pub counted_per_layer_after: Amount,
     /// What else a step with AdamW holds.
     pub held_before: Held,
     /// The same after the rewrite.

@@ -94,6 +94,7 @@ fn presets(report: &Report, style: Style) -> String {
         ("rewritten", Column::Number),
         ("saved then", Column::Number),
         ("freed", Column::Number),
+        ("counted per layer", Column::Number),
     ]);
     for preset in &report.presets {
         grid.row([
@@ -101,9 +102,13 @@ fn presets(report: &Report, style: Style) -> String {
             preset.sites_rewritten.to_string(),
             Unit::Bytes.amount(&preset.saved_bytes_after, style.unicode),
             Unit::Bytes.amount(&preset.freed_bytes, style.unicode),
+            Unit::Bytes.amount(&preset.counted_per_layer, style.unicode),
         ]);
     }
-    format!("\n{}", grid.draw(style))
+    format!(
+        "\n{}counted per layer: inputs of linear layers, each layer for itself, as the paper counts\n",
+        grid.draw(style)
+    )
 }
 
 /// Cells of the longest bar.
@@ -517,9 +522,10 @@ weight-gradient operations  2048*batch FLOP  1280*batch FLOP  62.5%
 1 of 2 weight gradients could be rewritten
 gradient of all parameters together, on 32 samples of data.npz: cosine 0.8750, norm ratio 0.7500
 
-preset    rewritten   saved then        freed
-freeable          1  320*batch B  192*batch B
-all               2  384*batch B  128*batch B
+preset    rewritten   saved then        freed  counted per layer
+freeable          1  320*batch B  192*batch B        256*batch B
+all               2  384*batch B  128*batch B        256*batch B
+counted per layer: inputs of linear layers, each layer for itself, as the paper counts
 
 groups  rewritten   saved then         norm ratio  cosine  0 to 1
      4          1  272*batch B  53.1%      0.5000  0.5000  ############

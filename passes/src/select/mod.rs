@@ -300,6 +300,14 @@ fn wish(
             Some(_) => Wish::Rewrite { forced: true },
             None => not("it is neither a value nor an MLP down projection"),
         },
+        Preset::Value => match role(graph, &analyses.partition, site) {
+            Some(Role::Value) => Wish::Rewrite { forced: true },
+            _ => not("it is no value projection"),
+        },
+        Preset::Down => match role(graph, &analyses.partition, site) {
+            Some(Role::Down) => Wish::Rewrite { forced: true },
+            _ => not("it is no MLP down projection"),
+        },
     }
 }
 

@@ -266,6 +266,10 @@ pub enum Preset {
     Freeable,
     /// Value and MLP down projections, as in the paper.
     Paper,
+    /// Value projections.
+    Value,
+    /// MLP down projections.
+    Down,
     /// All sites.
     All,
 }
