@@ -16,7 +16,7 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// A number of them: `16.0 MiB`, `1.5 GFLOP`.
+    /// A number of them: `16.0 MiB`, `1.67 GiB`, `1.5 GFLOP`.
     fn number(self, number: i64) -> String {
         let (base, names): (f64, &[&str]) = match self {
             Unit::Bytes => (1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]),
@@ -38,7 +38,9 @@ impl Unit {
         if name == names[0] {
             return format!("{number} {name}");
         }
-        format!("{size:.1} {name}")
+        // Three digits at least where a tenth would be a hundred MiB.
+        let decimals = usize::from(base == 1024.0 && number.abs() >= 1 << 30 && size.abs() < 9.995);
+        format!("{size:.*} {name}", 1 + decimals)
     }
 
     /// An amount: a number with its unit, or the expression.
@@ -93,7 +95,10 @@ mod tests {
         assert_eq!(bytes(1024), "1.0 KiB");
         assert_eq!(bytes(16 << 20), "16.0 MiB");
         assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
-        assert_eq!(bytes(i64::MAX), "8.0 EiB");
+        assert_eq!(bytes(i64::MAX), "8.00 EiB");
+        assert_eq!(bytes((1 << 30) - 1), "1.0 GiB");
+        assert_eq!(bytes(1 << 30), "1.00 GiB");
+        assert_eq!(bytes(-5 << 31), "-10.0 GiB");
         assert_eq!(Unit::Flops.number(1_500_000_000), "1.5 GFLOP");
     }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! cargo run --release -p velora-testgen --example make_graph -- llama-7b FOLDER
-//!     [--sequence N] [--blocks N] [--f16] [--adapters RANK:q_proj,v_proj | --only v_proj,down_proj]
+//!     [--sequence N] [--blocks N] [--f16]
+//!     [--adapters RANK:q_proj,v_proj | --branches RANK:query,value | --scale-shift | --only v_proj,down_proj]
 //! ```
 //!
 //! FOLDER gets `model.onnx` and `weights.bin`. The same arguments give the same bytes.
@@ -39,12 +40,14 @@ fn run(mut words: impl Iterator<Item = String>) -> Result<String, Box<dyn std::e
             "--sequence" => recipe.sequence = Some(value()?.parse()?),
             "--blocks" => recipe.blocks = Some(value()?.parse()?),
             "--only" => recipe.training = Training::Only(names(&value()?)),
-            "--adapters" => {
+            "--scale-shift" => recipe.training = Training::ScaleShift,
+            "--adapters" | "--branches" => {
                 let value = value()?;
                 let (rank, targets) = value.split_once(':').ok_or("expected RANK:NAMES")?;
-                recipe.training = Training::Adapters {
-                    rank: rank.parse()?,
-                    targets: names(targets),
+                let (rank, targets) = (rank.parse()?, names(targets));
+                recipe.training = match &option[..] {
+                    "--adapters" => Training::Adapters { rank, targets },
+                    _ => Training::Branches { rank, targets },
                 };
             }
             other => return Err(format!("there is no option {other}").into()),

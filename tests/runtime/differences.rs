@@ -287,4 +287,21 @@ fn gradients_of_adapters_and_of_some_layers_are_differences() {
     let made = llama_of_tokens(2, &LLAMA, 3, &Training::Only(targets), Element::Single);
     assert_eq!(made.gradients.len(), 2 * 3);
     assert_eq!(check(&made, 12, &cpu), 5 * 6);
+
+    let branches = Training::Branches {
+        rank: 2,
+        targets: names(&["query", "value"]),
+    };
+    let sizes = VitSizes {
+        encoder: ENCODER,
+        image: 4,
+        patch: 2,
+    };
+    let made = vit(1, &sizes, &branches, Element::Single);
+    assert_eq!(made.gradients.len(), 2 * 4);
+    assert_eq!(check(&made, 13, &cpu), 5 * 8);
+    let made = vit(1, &sizes, &Training::ScaleShift, Element::Single);
+    // Behind six layers and two norms of the block, the patches, the last norm, and the classifier.
+    assert_eq!(made.gradients.len(), 2 * (8 + 3));
+    assert_eq!(check(&made, 14, &cpu), 5 * 22);
 }

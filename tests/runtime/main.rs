@@ -12,4 +12,5 @@ mod factors;
 mod footprint;
 mod graphs;
 mod roofline;
+mod scale;
 mod variants;

@@ -35,8 +35,8 @@ impl Tape {
         let chosen = self.training.chooses(name);
         let frozen = match self.training {
             Training::All => false,
-            Training::Adapters { .. } => true,
             Training::Only(_) => !chosen,
+            _ => true,
         };
         let shape = [fixed(sizes.0), fixed(sizes.1)];
         let layer = Linear {
@@ -45,19 +45,39 @@ impl Tape {
             bias: bias.then(|| self.weight(&format!("{name}.bias"), &[fixed(sizes.1)])),
         };
         let y = self.linear(x, &layer);
-        let Training::Adapters { rank, .. } = self.training else {
-            return y;
-        };
-        if !chosen {
-            return y;
+        match self.training {
+            Training::Adapters { rank, .. } if chosen => {
+                let low = self.adapter(x, &format!("{name}.lora"), sizes, rank);
+                self.add(&y, &low)
+            }
+            Training::Branches { rank, .. } if chosen => {
+                let low = self.adapter(x, &format!("{name}.parallel"), sizes, rank);
+                let square = (sizes.1, sizes.1);
+                let after = self.adapter(&y, &format!("{name}.sequential"), square, rank);
+                let both = self.add(&low, &after);
+                self.add(&y, &both)
+            }
+            Training::ScaleShift => self.scale_shift(&y, name),
+            _ => y,
         }
+    }
+
+    /// α / rank · x A B.
+    fn adapter(&mut self, x: &V, name: &str, sizes: (i64, i64), rank: i64) -> V {
         let [a, b] = [("A", (sizes.0, rank)), ("B", (rank, sizes.1))].map(|(part, sizes)| {
-            self.linear_parameters(&format!("{name}.lora_{part}"), sizes, false, false, false)
+            self.linear_parameters(&format!("{name}_{part}"), sizes, false, false, false)
         });
         let low = self.linear(x, &a);
         let low = self.linear(&low, &b);
-        let low = self.scaled(&low, ALPHA / rank as f32);
-        self.add(&y, &low)
+        self.scaled(&low, ALPHA / rank as f32)
+    }
+
+    /// x · scale + shift, both trained.
+    fn scale_shift(&mut self, x: &V, name: &str) -> V {
+        let [scale, shift] = ["scale", "shift"]
+            .map(|part| self.parameter(&format!("{name}.{part}"), &[fixed(x.width())], false));
+        let y = self.mul(x, &scale);
+        self.add(&y, &shift)
     }
 
     /// The rows of a table that `ids` name, [...] → [..., features].
@@ -153,7 +173,10 @@ impl Tape {
                 tape.contribute(&from, dx);
             }
         });
-        y
+        match self.training {
+            Training::ScaleShift => self.scale_shift(&y, name),
+            _ => y,
+        }
     }
 
     /// The mean over the last axis, of which `share` is one over the size; without a rule.

@@ -24,6 +24,17 @@ pub enum Training {
         /// The projections that get them.
         targets: Vec<String>,
     },
+    /// Hydra's two branches (Kim et al. 2023, arXiv 2309.06922) beside some projections, and nothing else: an
+    /// adapter of the projection's input and one of its output.
+    Branches {
+        /// Features between A and B, and between C and D.
+        rank: i64,
+        /// The projections that get them.
+        targets: Vec<String>,
+    },
+    /// A scale and a shift (Lian et al. 2022, arXiv 2210.08823) behind every projection and every norm of an
+    /// encoder, and nothing else.
+    ScaleShift,
     /// The weights of some projections, and nothing else.
     Only(Vec<String>),
 }
@@ -31,8 +42,10 @@ pub enum Training {
 impl Training {
     fn targets(&self) -> &[String] {
         match self {
-            Training::All => &[],
-            Training::Adapters { targets, .. } | Training::Only(targets) => targets,
+            Training::All | Training::ScaleShift => &[],
+            Training::Adapters { targets, .. }
+            | Training::Branches { targets, .. }
+            | Training::Only(targets) => targets,
         }
     }
 
