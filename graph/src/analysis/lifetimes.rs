@@ -5,6 +5,8 @@
 //! end. Inputs, initialisers and constants lie outside. An element-wise node writes over an input
 //! that dies there and has the same number of bytes. A node that reads only a shape keeps nothing.
 
+mod envelope;
+
 use super::buffers::Buffers;
 use super::saved::needs_bytes;
 use crate::dim::Dim;
@@ -388,13 +390,7 @@ impl Lifetimes {
         }
         rising.sort();
         rising.dedup();
-        let mut kept: Vec<Dim> = Vec::new();
-        for step in rising {
-            if !kept.iter().any(|k| k.dominates(&step)) {
-                kept.retain(|k| !step.dominates(k));
-                kept.push(step);
-            }
-        }
+        let kept = envelope::of_lines(&rising).unwrap_or_else(|| envelope::undominated(rising));
         kept.into_iter().reduce(|peak, step| peak.maximum(&step))
     }
 

@@ -38,6 +38,10 @@ const SLACK: f64 = 0.01;
 /// A tensor smaller than this fraction of the peak is not worth a pin of its own.
 const WORTH: f64 = 0.002;
 
+/// The same as a multiple of the peak over the number of nodes. In a deep graph every tensor is a small fraction of
+/// the peak: of some ten nodes one makes a tensor that is saved, so that this is less than half of a common one.
+const WORTH_NODES: f64 = 4.0;
+
 /// Rounds end before this in practice; a bound for graphs that nobody has seen.
 const ROUNDS: usize = 200;
 
@@ -68,7 +72,8 @@ pub fn dependences(graph: &Graph, shapes: &Shapes, sizes: &Sizes) -> (BTreeSet<D
     let mut plan = simulation.plan();
     let bound = plan.allowed as f64;
     plan.allowed += (bound * SLACK) as i64;
-    plan.worth = (bound * WORTH) as i64;
+    let share = WORTH_NODES / graph.node_count().max(1) as f64;
+    plan.worth = (bound * WORTH.min(share)) as i64;
     let can = |d: &Dependence| {
         emit::waits(graph, shapes, d.waiter) && emit::awaited(graph, shapes, d.awaited)
     };
