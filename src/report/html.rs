@@ -5,6 +5,8 @@
 
 mod curve;
 mod data;
+#[cfg(test)]
+mod evaluated;
 mod markup;
 mod tables;
 
@@ -57,9 +59,8 @@ pub fn html(report: &Report, view: View) -> String {
     tables::totals(&mut page, report, view);
     if report.timeline.is_some() {
         page.element("h2", "", "Memory over the schedule");
-        page.raw("<noscript><p class=\"note\">");
-        page.text("The charts are drawn by a script, which does not run here.");
-        page.raw("</p></noscript>\n");
+        let unscripted = "The charts are drawn by a script, which does not run here.";
+        page.element("p", "note unscripted", unscripted);
         page.raw(PATTERNS);
         page.raw("<div id=\"schedule\"></div>\n");
     }

@@ -49,7 +49,8 @@ pub fn data(
     let symbols = timeline.sizes.iter().map(|(name, size)| {
         json!({
             "name": &**name,
-            "size": size,
+            // A number of JavaScript would lose digits of the largest.
+            "size": size.to_string(),
             "given": given.contains(&&**name),
             "input": timeline.of_inputs.contains(name),
         })

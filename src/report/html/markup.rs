@@ -112,9 +112,8 @@ impl Page {
 
     /// The same with a text of one's own for readers without the script.
     pub fn amount_as(&mut self, text: &str, unit: Unit, amount: &Amount, open: Option<&Amount>) {
-        let given = &self.given;
-        let open =
-            open.filter(|open| amount.exact().is_some() && open.at_sizes(given) == amount.exact());
+        let here = amount.at_sizes(&self.given);
+        let open = open.filter(|open| here.is_some() && open.at_sizes(&self.given) == here);
         let expression = open.unwrap_or(amount);
         let letter = match unit {
             Unit::Bytes => "B",

@@ -144,7 +144,7 @@ function sizesForm() {
   const inputs = data.symbols.map((symbol, number) => {
     const input = element("input", { type: "number", min: "1", step: "1", required: "", value: String(symbol.size) });
     input.addEventListener("input", () => {
-      if (input.checkValidity()) {
+      if (input.checkValidity() && /^\d+$/.test(input.value)) {
         state.sizes[number] = BigInt(input.value);
         state.follow = state.follow?.map(() => true);
         refresh();

@@ -241,3 +241,83 @@ fn expressions_say_the_same_at_the_sizes_given() {
     }
     assert!(open > 1000, "{open}");
 }
+
+/// What a page does where somebody types other sizes.
+fn at_other_sizes(course: &Course, sizes: &Given) -> Course {
+    let mut course = course.clone();
+    for buffer in &mut course.buffers {
+        buffer.tensor.counted = buffer.tensor.open_bytes.at_sizes(sizes);
+    }
+    let bytes: Vec<Option<i64>> = { course.buffers.iter() }
+        .map(|b| b.tensor.counted)
+        .collect();
+    for (number, buffer) in course.buffers.iter_mut().enumerate() {
+        let equal = |&&old: &&usize| bytes[old] == bytes[number];
+        buffer.over = buffer.over_if_equal.iter().find(equal).copied();
+    }
+    course
+}
+
+#[test]
+fn a_course_at_other_sizes_is_the_lifetimes_at_those_sizes() {
+    let mut moved = 0;
+    for case in cases() {
+        let timeline = case.report.timeline.as_ref().unwrap();
+        let given = |name: &str| {
+            case.settings
+                .sizes
+                .get(name)
+                .copied()
+                .unwrap_or(ASSUMED_SIZE)
+        };
+        let open = Settings::default();
+        for (model, analyses, course, best) in [
+            (
+                &case.model,
+                &case.outcome.before,
+                Some(&timeline.before),
+                true,
+            ),
+            (
+                &case.outcome.ran.model,
+                &case.after,
+                timeline.after.as_ref(),
+                false,
+            ),
+        ] {
+            let Some(course) = course else { continue };
+            let (graph, buffers) = (&model.graph, &analyses.buffers);
+            let order = match best {
+                true => schedule(graph, buffers, &Sizes::new(graph, &analyses.shapes, given)),
+                false => Ok(velora_passes::schedule::Schedule {
+                    order: graph.order().to_vec(),
+                    peak: 0,
+                }),
+            };
+            let order = order.unwrap().order;
+            let shapes = Analyses::new(model, &open).unwrap().shapes;
+            for size in [1, 2, 13, 1000] {
+                let sizes = { timeline.sizes.keys() }
+                    .map(|name| (name.clone(), size))
+                    .collect();
+                let there = at_other_sizes(course, &sizes);
+                let bytes = Sizes::new(graph, &shapes, |_| size);
+                let lifetimes = Lifetimes::new(graph, buffers, &bytes, &order);
+                let sums = there.live().into_iter().map(|shares| shares.iter().sum());
+                let sums: Vec<i64> = sums.collect();
+                assert_eq!(
+                    sums,
+                    lifetimes.live(&bytes),
+                    "{} at {size}",
+                    case.report.model
+                );
+                let over = |course: &Course| -> Vec<Option<usize>> {
+                    course.buffers.iter().map(|buffer| buffer.over).collect()
+                };
+                moved += usize::from(over(&there) != over(course));
+            }
+        }
+    }
+    // Where a size is 1, a broadcast operand can be as large as the result.
+    assert!(moved > 0);
+}
