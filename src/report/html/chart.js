@@ -164,7 +164,10 @@ function drawChart(svg, measured, options) {
   if (other !== null && other + shift <= most * 1.001) {
     const y = scale(other + shift);
     svg.append(drawn("line", { class: "other", x1: left, x2: right, y1: y, y2: y }));
-    svg.append(drawn("text", { class: "other-name", x: right, y: y - 6 }, `peak ${options.otherTitle}`));
+    // At the end where the peak's own name is not.
+    const far = measured.peak * 2 < measured.steps ? ["end", right] : ["start", left];
+    const at = { class: "other-name", "text-anchor": far[0], x: far[1], y: y - 6 };
+    svg.append(drawn("text", at, `peak ${options.otherTitle}`));
   }
   if (measured.steps > 0) {
     const [x, y] = [place(measured.peak), scale(measured.peakBytes + shift)];

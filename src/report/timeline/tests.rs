@@ -5,7 +5,7 @@
 use super::{Category, Course};
 use crate::io::Input;
 use crate::report::build::{Opened, Sides, report};
-use crate::report::{Amount, Report};
+use crate::report::{Amount, Layer, Report};
 use crate::settings::inspection;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -106,6 +106,17 @@ fn courses_add_up_to_the_totals() {
         assert_eq!(timeline.after.is_some(), changed, "{name}");
         rewritten += usize::from(changed);
         let after = timeline.after.as_ref().unwrap_or(&timeline.before);
+        // Layers that share a tensor repeat its bytes.
+        let of_layers = |bytes: &dyn Fn(&Layer) -> i64| -> i64 {
+            let layers = case.report.layers.iter();
+            let each: BTreeMap<&str, i64> = layers.map(|l| (&*l.activation, bytes(l))).collect();
+            each.into_values().sum()
+        };
+        let linear = [Category::SavedLinear];
+        let before = of_layers(&|layer| at(&layer.saved_bytes_before, given));
+        assert_eq!(sum(&timeline.before, &linear), before, "{name}");
+        let left = of_layers(&|layer| at(&layer.saved_bytes_after, given));
+        assert_eq!(sum(after, &linear), left, "{name}");
         for (course, peak, saved, held) in [
             (
                 &timeline.before,
