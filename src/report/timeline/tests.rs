@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use super::{Category, Course};
+use super::{Category, Course, plot};
 use crate::io::Input;
 use crate::report::build::{Opened, Sides, report};
-use crate::report::{Amount, Layer, Report};
+use crate::report::{Amount, Layer, Report, Style, View};
 use crate::settings::inspection;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -331,4 +331,35 @@ fn a_course_at_other_sizes_is_the_lifetimes_at_those_sizes() {
     }
     // Where a size is 1, a broadcast operand can be as large as the result.
     assert!(moved > 0);
+}
+
+#[test]
+fn charts_in_text_fit_the_width_and_mark_the_peak() {
+    let mut case = case("aot/mlp.onnx", &[("batch", 64)]);
+    let timeline = case.report.timeline.as_mut().unwrap();
+    let (_, peak) = timeline.before.peak();
+    timeline.before.steps[peak].node = "a\u{1b}[2J\nb".to_owned();
+    for (unicode, mark, axis) in [(true, '▲', '│'), (false, '^', '|')] {
+        for width in [13, 40, 100, 500] {
+            let style = Style {
+                unicode,
+                width: Some(width),
+                everything: false,
+            };
+            let text = plot(timeline, View::Optimized, style);
+            assert!(text.contains("a?[2J?b (Mul)"), "{text}");
+            assert_eq!(text.is_ascii(), !unicode, "{text}");
+            let rows: Vec<&str> = text.lines().filter(|line| line.contains(axis)).collect();
+            assert_eq!(rows.len(), 12, "{text}");
+            assert!(
+                rows.iter().all(|row| row.chars().count() <= width),
+                "{text}"
+            );
+            let marked = text.lines().filter(|line| line.contains(mark));
+            assert_eq!(marked.count(), 2, "{text}");
+            // The highest row of the higher course has something in it, above the mark.
+            let top = rows[0].chars().skip(12).collect::<String>();
+            assert!(!top.trim().is_empty(), "{text}");
+        }
+    }
 }
