@@ -1,11 +1,11 @@
 //! `inspect`: where the memory goes, what could be freed, what keeps it alive, and what it would cost.
 
-use super::{Loaded, deliver, warn_of_doubtful};
+use super::{Loaded, deliver, reported, warn_of_doubtful};
 use crate::cli::InspectArguments;
 use crate::io::folder_of;
 use crate::measure::fidelity::{Survey, Variant, survey};
 use crate::measure::{Bench, read_inputs};
-use crate::report::build::{Sides, report, saved_bytes};
+use crate::report::build::{Sides, saved_bytes};
 use crate::report::per_layer;
 use crate::report::{Amount, Preset, Report, Trial, View};
 use crate::settings::{DEFAULT_GROUPS, grouping, inspection};
@@ -47,7 +47,7 @@ pub fn run(arguments: &InspectArguments) -> Result<()> {
         hoists: &outcome.hoists,
         selection: &options.selection,
     };
-    let mut report = report(name, &loaded.settings.sizes, &sides).with_context(|| name.clone())?;
+    let mut report = reported(&loaded, &sides, &arguments.graph)?;
     presets(&loaded, own, &mut report).with_context(|| name.clone())?;
     let groups = tried(arguments, &outcome.before);
     let trials = groups

@@ -13,6 +13,7 @@ pub mod verify;
 use crate::cli::{GraphArguments, ParameterInit, SourceArguments, is_stream};
 use crate::dims::sizes;
 use crate::io::{Input, write_text};
+use crate::report::build::{Opened, Sides, report};
 use crate::report::{Report, Style, View, html, inspected, json, optimized};
 use anyhow::{Context, Result, bail};
 use std::borrow::Cow;
@@ -143,6 +144,17 @@ fn warn_of_doubtful(arguments: &SourceArguments, model: &Model, roles: &Roles) {
              its name does not tell; it is taken to be none (if it is, add --grad {input}={output})"
         );
     }
+}
+
+/// The report of what was found. Where it becomes a page, sizes that were given can be changed in it.
+///
+/// # Errors
+/// Where the graph cannot be ordered.
+fn reported(loaded: &Loaded, sides: &Sides<'_>, arguments: &GraphArguments) -> Result<Report> {
+    let Settings { hints, sizes } = &loaded.settings;
+    let wanted = arguments.html.is_some() && !sizes.is_empty();
+    let open = wanted.then(|| Opened::new(sides, hints)).flatten();
+    report(&loaded.name, sizes, sides, open.as_ref()).with_context(|| loaded.name.clone())
 }
 
 /// Writes a report to where the arguments say: files, and a table. `taken` is what standard output

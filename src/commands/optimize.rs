@@ -1,11 +1,11 @@
 //! The main job: read, decide, rewrite, write, report.
 
-use super::{Loaded, deliver, warn_of_doubtful};
+use super::{Loaded, deliver, reported, warn_of_doubtful};
 use crate::cli::{OptimizeArguments, is_stream};
 use crate::io::{folder_of, write_model, write_text};
 use crate::plan_file::Plan;
 use crate::report::View;
-use crate::report::build::{Sides, report};
+use crate::report::build::Sides;
 use crate::settings::{plan, selection};
 use crate::suggest::nearest;
 use anyhow::{Context, Result, bail};
@@ -84,7 +84,7 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
         hoists: &outcome.hoists,
         selection: &options.selection,
     };
-    let report = report(name, &loaded.settings.sizes, &sides).with_context(|| name.clone())?;
+    let report = reported(&loaded, &sides, &arguments.graph)?;
 
     write(arguments, &outcome.ran.model)?;
     if let Some(path) = &arguments.selection.emit_plan {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Add, Sub};
+use std::sync::Arc;
 use velora_graph::dim::Dim;
 
 /// What an open dimension counts as where amounts must be ordered or drawn.
@@ -72,9 +73,22 @@ impl Amount {
         dim.as_const().is_none().then(|| dim.to_string())
     }
 
+    /// What it is, where it is known.
+    pub fn dim(&self) -> Option<&Dim> {
+        self.dim.as_ref()
+    }
+
     /// The number with every open dimension at [`NOMINAL`]; to order and draw amounts, not to show.
     pub fn nominal(&self) -> Option<i64> {
         self.at(NOMINAL)
+    }
+
+    /// The number at the given sizes, with every other dimension at [`NOMINAL`].
+    pub fn at_sizes(&self, given: &BTreeMap<Arc<str>, i64>) -> Option<i64> {
+        let dim = self.dim.as_ref()?;
+        let size = |name: &Arc<str>| given.get(name).copied().unwrap_or(NOMINAL);
+        let sizes = dim.symbols().into_iter().map(|s| (s.clone(), size(&s)));
+        dim.eval(&sizes.collect())
     }
 
     fn at(&self, size: i64) -> Option<i64> {

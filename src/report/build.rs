@@ -3,6 +3,7 @@
 //! Every number is read off the two models: what is saved after the rewrite is what the analyses find
 //! saved in the model that is written, not what the rewrite meant to save.
 
+use super::timeline::{Ordered, Timeline, course, symbol_sizes};
 use super::{
     Amount, Decision, Held, Hoisted, KeptAlive, Layer, Reader, Report, Saved, Totals, per_layer,
 };
@@ -12,13 +13,14 @@ use crate::measure::fidelity::gradients;
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use velora_graph::analysis::Analyses;
 use velora_graph::analysis::hoist::cut::Hoist;
 use velora_graph::analysis::hoist::{MASKED, Move};
 use velora_graph::analysis::lifetimes::Lifetimes;
 use velora_graph::analysis::partition::{Partition, was_moved};
+use velora_graph::analysis::roles::Hints;
 use velora_graph::analysis::saved::SavedActivation;
 use velora_graph::analysis::sites::{Form, Site, sites_behind};
+use velora_graph::analysis::{Analyses, Settings};
 use velora_graph::dim::Dim;
 use velora_graph::ir::{Graph, Model, NodeId, ValueId};
 use velora_graph::text::element_type_name;
@@ -42,11 +44,33 @@ pub struct Sides<'a> {
     pub selection: &'a Selection,
 }
 
-/// The report of a rewrite; `model` is how the user named the file.
+/// The report of a rewrite; `model` is how the user named the file, and `open` what the analyses say without
+/// the sizes that are given, where somebody wants to try others.
 ///
 /// # Errors
 /// Where the graph cannot be ordered.
-pub fn report(model: &str, sizes: &BTreeMap<Arc<str>, i64>, sides: &Sides<'_>) -> Result<Report> {
+pub fn report(
+    model: &str,
+    sizes: &BTreeMap<Arc<str>, i64>,
+    sides: &Sides<'_>,
+    open: Option<&Opened>,
+) -> Result<Report> {
+    let orders = orders(sides)?;
+    let mut report = amounts(model, sizes, sides);
+    let (before, after) = &orders;
+    let totals = &mut report.totals;
+    totals.peak_bytes_before = peak(sides.before.1, before);
+    totals.peak_bytes_after = match after {
+        Some(after) => peak(sides.after.1, after),
+        None => totals.peak_bytes_before.clone(),
+    };
+    report.timeline = Some(timeline(sides, sizes, open, &orders));
+    report.open = open.map(|open| Box::new(open.amounts(model, sides)));
+    Ok(report)
+}
+
+/// All of a report that does not depend on orders.
+fn amounts(model: &str, sizes: &BTreeMap<Arc<str>, i64>, sides: &Sides<'_>) -> Report {
     let after = saved_after(sides);
     let moves = sides.hoists.iter().flat_map(|hoist| &hoist.moves);
     let halves = sides.before.1.partition.hoisted(moves);
@@ -55,7 +79,7 @@ pub fn report(model: &str, sizes: &BTreeMap<Arc<str>, i64>, sides: &Sides<'_>) -
         .iter()
         .map(|d| layer(sides, &after, d))
         .collect();
-    Ok(Report {
+    Report {
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         model: model.to_owned(),
         dims: (sizes.iter())
@@ -65,7 +89,7 @@ pub fn report(model: &str, sizes: &BTreeMap<Arc<str>, i64>, sides: &Sides<'_>) -
             Grouping::Groups(groups) => Some(groups),
             Grouping::SubTokenSize(_) => None,
         },
-        totals: totals(sides, &layers)?,
+        totals: totals(sides, &layers),
         layers,
         hoisted: hoisted(sides, &after),
         saved: sides
@@ -78,25 +102,114 @@ pub fn report(model: &str, sizes: &BTreeMap<Arc<str>, i64>, sides: &Sides<'_>) -
         presets: Vec::new(),
         sweep: Vec::new(),
         batch: None,
+        timeline: None,
+        open: None,
+    }
+}
+
+/// The orders that peaks are read off: the best one found for the model that came in, so that what a better
+/// order saves does not count as saved by compression; and that of the model that goes out, unless it is the
+/// same, since a model that is not rewritten is not reordered either.
+fn orders(sides: &Sides<'_>) -> Result<(Ordered, Option<Ordered>)> {
+    let rewritten = sides.decisions.iter().any(select::Decision::rewritten);
+    let after = (rewritten || !sides.hoists.is_empty()).then(|| ordered(sides.after, false));
+    Ok((ordered(sides.before, true)?, after.transpose()?))
+}
+
+fn ordered((model, analyses): (&Model, &Analyses), best: bool) -> Result<Ordered> {
+    let graph = &model.graph;
+    let sizes = assumed_sizes(model, &analyses.shapes);
+    let order = match best {
+        true => schedule(graph, &analyses.buffers, &sizes)?.order,
+        false => graph.order().to_vec(),
+    };
+    let lifetimes = Lifetimes::new(graph, &analyses.buffers, &sizes, &order);
+    Ok(Ordered {
+        order,
+        sizes,
+        lifetimes,
     })
 }
 
-fn totals(sides: &Sides<'_>, layers: &[Layer]) -> Result<Totals> {
+/// Memory over those orders.
+fn timeline(
+    sides: &Sides<'_>,
+    given: &BTreeMap<Arc<str>, i64>,
+    open: Option<&Opened>,
+    (before, after): &(Ordered, Option<Ordered>),
+) -> Timeline {
+    let course = |(model, analyses), open: Option<&Analyses>, ordered| {
+        course(model, analyses, open.map(|o| &o.shapes), given, ordered)
+    };
+    let after =
+        (after.as_ref()).map(|ordered| course(sides.after, open.map(|open| &open.after), ordered));
+    let before = course(sides.before, open.map(|open| &open.before), before);
+    let courses = [&before].into_iter().chain(&after);
+    let (sizes, of_inputs) = symbol_sizes(&sides.before.0.graph, given, courses);
+    Timeline {
+        sizes,
+        of_inputs,
+        before,
+        after,
+    }
+}
+
+/// What the analyses say where no size is given: the expressions behind a report's numbers.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    before: Analyses,
+    after: Analyses,
+    decisions: Vec<select::Decision>,
+}
+
+impl Opened {
+    /// Analyses both models again; `None` where they cannot be without their sizes.
+    pub fn new(sides: &Sides<'_>, hints: &Hints) -> Option<Opened> {
+        let settings = Settings {
+            hints: hints.clone(),
+            sizes: BTreeMap::new(),
+        };
+        let before = Analyses::new(sides.before.0, &settings).ok()?;
+        let after = Analyses::new(sides.after.0, &settings).ok()?;
+        let decisions = sides.decisions.iter().map(|decision| {
+            let site = before.sites.at(decision.node);
+            let mut decision = decision.clone();
+            // What cannot be told without sizes stays as it is.
+            decision.site = site.cloned().or(decision.site);
+            decision
+        });
+        let decisions = decisions.collect();
+        Some(Opened {
+            before,
+            after,
+            decisions,
+        })
+    }
+
+    /// The report on them, without what depends on orders.
+    fn amounts(&self, model: &str, sides: &Sides<'_>) -> Report {
+        let open = Sides {
+            before: (sides.before.0, &self.before),
+            after: (sides.after.0, &self.after),
+            decisions: &self.decisions,
+            ..*sides
+        };
+        amounts(model, &BTreeMap::new(), &open)
+    }
+}
+
+fn totals(sides: &Sides<'_>, layers: &[Layer]) -> Totals {
     let rewritten = layers
         .iter()
         .filter(|l| l.decision == Decision::Rewritten)
         .count();
-    let peak_bytes_before = peak(sides.before, true)?;
     let (weight_grad_flops_before, weight_grad_flops_after) = flops(sides.decisions);
-    Ok(Totals {
+    Totals {
         saved_bytes_before: saved_bytes(sides.before.1),
         saved_bytes_after: saved_bytes(sides.after.1),
-        // A model that is not rewritten is not reordered either.
-        peak_bytes_after: match rewritten == 0 && sides.hoists.is_empty() {
-            true => peak_bytes_before.clone(),
-            false => peak(sides.after, false)?,
-        },
-        peak_bytes_before,
+        // They depend on the orders.
+        peak_bytes_before: Amount::default(),
+        peak_bytes_after: Amount::default(),
         weight_grad_flops_before,
         weight_grad_flops_after,
         counted_per_layer_before: per_layer::before(sides.before.1, sides.decisions),
@@ -106,7 +219,7 @@ fn totals(sides: &Sides<'_>, layers: &[Layer]) -> Result<Totals> {
         sites: layers.len(),
         sites_rewritten: rewritten,
         fidelity: None,
-    })
+    }
 }
 
 /// The bytes of everything that is saved for backward.
@@ -116,15 +229,8 @@ pub fn saved_bytes(analyses: &Analyses) -> Amount {
     bytes.fold(Amount::from(0), |sum, bytes| &sum + &bytes)
 }
 
-/// What a step holds of the trained parameters.
-fn held((model, analyses): (&Model, &Analyses)) -> Held {
-    let graph = &model.graph;
-    let signature = Signature::new(graph, &analyses.roles);
-    let bytes = |value: ValueId| Amount::from(analyses.shapes.bytes(value));
-    let none = || Amount::from(0);
-    let trained = signature.trained.iter();
-    let trained = trained.map(|parameter| graph.inputs()[parameter.input]);
-    // A base, and its scales where it is stored as integers.
+/// The bases of adapters, and their scales where they are stored as integers.
+pub(super) fn bases(graph: &Graph, analyses: &Analyses) -> Vec<ValueId> {
     let bases = analyses.roles.adapters.iter().flat_map(|adapter| {
         let base = adapter.of.parameter;
         let users = graph
@@ -138,8 +244,19 @@ fn held((model, analyses): (&Model, &Analyses)) -> Held {
         let scales: BTreeSet<ValueId> = scales.collect();
         scales.into_iter().chain([base])
     });
+    bases.collect()
+}
+
+/// What a step holds of the trained parameters.
+fn held((model, analyses): (&Model, &Analyses)) -> Held {
+    let graph = &model.graph;
+    let signature = Signature::new(graph, &analyses.roles);
+    let bytes = |value: ValueId| Amount::from(analyses.shapes.bytes(value));
+    let none = || Amount::from(0);
+    let trained = signature.trained.iter();
+    let trained = trained.map(|parameter| graph.inputs()[parameter.input]);
     let parameters = trained
-        .chain(bases)
+        .chain(bases(graph, analyses))
         .map(bytes)
         .fold(none(), |sum, bytes| &sum + &bytes);
     let gradients = if signature.trained.is_empty() {
@@ -159,16 +276,11 @@ fn held((model, analyses): (&Model, &Analyses)) -> Held {
     }
 }
 
-/// The highest of the live bytes: over the order of the file, or over the best order found, so that
-/// what a better order saves does not count as saved by compression.
-fn peak((model, analyses): (&Model, &Analyses), best: bool) -> Result<Amount> {
-    let graph = &model.graph;
-    let sizes = assumed_sizes(model, &analyses.shapes);
-    let order = match best {
-        true => schedule(graph, &analyses.buffers, &sizes)?.order,
-        false => graph.order().to_vec(),
-    };
-    let lifetimes = Lifetimes::new(graph, &analyses.buffers, &sizes, &order);
+/// The highest of the live bytes over an order.
+fn peak(analyses: &Analyses, ordered: &Ordered) -> Amount {
+    let Ordered {
+        sizes, lifetimes, ..
+    } = ordered;
     let known = |value: ValueId| {
         analyses
             .shapes
@@ -176,9 +288,9 @@ fn peak((model, analyses): (&Model, &Analyses), best: bool) -> Result<Amount> {
             .is_some_and(|b| b.as_const().is_some())
     };
     if lifetimes.buffers().all(known) {
-        return Ok(Amount::from(lifetimes.peak(&sizes).0));
+        return Amount::from(lifetimes.peak(sizes).0);
     }
-    Ok(Amount::from(lifetimes.symbolic_peak(&analyses.shapes)))
+    Amount::from(lifetimes.symbolic_peak(&analyses.shapes))
 }
 
 /// Operations of all weight-gradient contractions, before and after: for a linear layer 2·N·D·O each, or
@@ -508,6 +620,8 @@ pub fn example() -> Report {
         presets: vec![],
         sweep: vec![],
         batch: None,
+        timeline: None,
+        open: None,
     }
 }
 

@@ -3,6 +3,7 @@
 //! An amount is a number, or null with a `<key>_symbolic` string behind it while a dimension is open.
 //! A size in a shape is a number or an expression; a shape of unknown rank is null.
 
+use super::timeline::rows;
 use super::{Amount, Held, Hoisted, Layer, Preset, Report, SCHEMA, Saved, Totals, Trial};
 use crate::measure::fidelity::Fidelity;
 use anyhow::{Context, Result};
@@ -17,11 +18,21 @@ use velora_graph::dim::Dim;
 pub fn json(report: &Report) -> Result<String> {
     let mut text =
         serde_json::to_string_pretty(report).context("cannot write the report as JSON")?;
+    if let Some(timeline) = &report.timeline {
+        // The last key, in lines of its own making: one for each row.
+        let open = text.strip_suffix("\n}").unwrap_or(&text).len();
+        text.truncate(open);
+        text += &format!(",\n  \"timeline\": {}\n}}", rows(timeline)?);
+    }
     text.push('\n');
     Ok(text)
 }
 
-fn amount<M: SerializeMap>(map: &mut M, key: &str, amount: &Amount) -> Result<(), M::Error> {
+pub(super) fn amount<M: SerializeMap>(
+    map: &mut M,
+    key: &str,
+    amount: &Amount,
+) -> Result<(), M::Error> {
     map.serialize_entry(key, &amount.exact())?;
     match amount.symbolic() {
         Some(expression) => map.serialize_entry(&format!("{key}_symbolic"), &expression),
@@ -30,7 +41,7 @@ fn amount<M: SerializeMap>(map: &mut M, key: &str, amount: &Amount) -> Result<()
 }
 
 /// One axis.
-struct Size<'a>(&'a Dim);
+pub(super) struct Size<'a>(&'a Dim);
 
 impl Serialize for Size<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
@@ -41,7 +52,7 @@ impl Serialize for Size<'_> {
     }
 }
 
-fn sizes(shape: Option<&[Dim]>) -> Option<Vec<Size<'_>>> {
+pub(super) fn sizes(shape: Option<&[Dim]>) -> Option<Vec<Size<'_>>> {
     shape.map(|dims| dims.iter().map(Size).collect())
 }
 
@@ -59,6 +70,8 @@ impl Serialize for Report {
             presets,
             sweep,
             batch,
+            timeline: _,
+            open: _,
         } = self;
         let mut map = to.serialize_map(None)?;
         map.serialize_entry("schema", SCHEMA)?;

@@ -9,6 +9,7 @@ mod json;
 pub mod per_layer;
 pub mod run;
 mod table;
+mod timeline;
 mod units;
 pub mod verify;
 
@@ -20,6 +21,7 @@ pub use table::{Style, inspected, optimized};
 use crate::measure::fidelity::Fidelity;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use timeline::Timeline;
 use units::Unit;
 use velora_graph::analysis::sites::Kind;
 use velora_graph::dim::Dim;
@@ -52,6 +54,10 @@ pub struct Report {
     pub sweep: Vec<Trial>,
     /// The batch that fidelity was measured on: the file, and the samples taken from it.
     pub batch: Option<(String, usize)>,
+    /// Memory over the schedule.
+    pub timeline: Option<Timeline>,
+    /// The same report with no size given, where some were and somebody wants to try others.
+    pub open: Option<Box<Report>>,
 }
 
 /// What a preset would do.
@@ -279,69 +285,99 @@ impl View {
 const EXPRESSION: usize = 40;
 
 /// The totals as people read them.
-struct Shown {
-    /// What is compared, before, after, and the ratio; without what is not known.
-    rows: Vec<[String; 4]>,
+struct Shown<'a> {
+    /// Without what is not known.
+    rows: Vec<ShownRow<'a>>,
     /// What a `~` in them means, where there is one.
     note: Option<String>,
 }
 
+/// A line of the totals.
+struct ShownRow<'a> {
+    name: &'static str,
+    unit: Unit,
+    before: &'a Amount,
+    after: &'a Amount,
+    /// What is compared, before, after, and the ratio.
+    cells: [String; 4],
+}
+
+/// What the totals compare.
+struct Compared<'a> {
+    name: &'static str,
+    unit: Unit,
+    before: &'a Amount,
+    after: &'a Amount,
+}
+
 impl Totals {
-    /// The totals for a table.
-    fn shown(&self, unicode: bool) -> Shown {
-        let compared = [
-            (
-                "saved for backward",
-                Unit::Bytes,
-                &self.saved_bytes_before,
-                &self.saved_bytes_after,
-            ),
-            (
-                "peak",
-                Unit::Bytes,
-                &self.peak_bytes_before,
-                &self.peak_bytes_after,
-            ),
-            (
+    /// All that is compared.
+    fn compared(&self) -> Vec<Compared<'_>> {
+        let compared = |name, unit, before, after| Compared {
+            name,
+            unit,
+            before,
+            after,
+        };
+        let (was, is) = (&self.held_before, &self.held_after);
+        let (bytes, flops) = (Unit::Bytes, Unit::Flops);
+        let (saved, peak) = (&self.saved_bytes_before, &self.peak_bytes_before);
+        let operations = &self.weight_grad_flops_before;
+        let mut all = vec![
+            compared("saved for backward", bytes, saved, &self.saved_bytes_after),
+            compared("peak", bytes, peak, &self.peak_bytes_after),
+            compared(
                 "weight-gradient operations",
-                Unit::Flops,
-                &self.weight_grad_flops_before,
+                flops,
+                operations,
                 &self.weight_grad_flops_after,
             ),
         ];
         // They are of interest where the rewrite changes them.
-        let (was, is) = (&self.held_before, &self.held_after);
-        let held = [
-            ("gradients", &was.gradients, &is.gradients),
-            ("AdamW state", &was.optimizer, &is.optimizer),
-            ("all that a step holds", &was.step, &is.step),
-        ];
-        let changed = was.gradients != is.gradients;
-        let held = held.into_iter().filter(|_| changed);
-        let held = held.map(|(name, was, is)| (name, Unit::Bytes, was, is));
+        if was.gradients != is.gradients {
+            all.extend([
+                compared("gradients", bytes, &was.gradients, &is.gradients),
+                compared("AdamW state", bytes, &was.optimizer, &is.optimizer),
+                compared("all that a step holds", bytes, &was.step, &is.step),
+            ]);
+        }
+        all
+    }
+
+    /// The totals for a table.
+    fn shown(&self, unicode: bool) -> Shown<'_> {
         let unknown = Amount::default();
-        let known = compared
-            .into_iter()
-            .chain(held)
-            .filter(|(_, _, was, is)| **was != unknown || **is != unknown);
+        let compared = self.compared();
+        let known =
+            { compared.into_iter() }.filter(|row| *row.before != unknown || *row.after != unknown);
         let mut shown = Shown {
             rows: Vec::new(),
             note: None,
         };
-        for (name, unit, before, after) in known {
+        for Compared {
+            name,
+            unit,
+            before,
+            after,
+        } in known
+        {
             let long = |a: &Amount| a.symbolic().is_some_and(|e| e.len() > EXPRESSION);
             let nominal = before.nominal().zip(after.nominal());
             let nominal = nominal.filter(|_| long(before) || long(after));
-            let (mark, before, after) = match nominal {
+            let (mark, was, is) = match nominal {
                 Some((was, is)) => ("~", Amount::from(was), Amount::from(is)),
                 None => ("", before.clone(), after.clone()),
             };
             let amount = |amount| format!("{mark}{}", unit.amount(amount, unicode));
-            let ratio = after.ratio(&before);
+            let ratio = is.ratio(&was);
             let ratio = ratio.map_or(String::new(), |r| format!("{mark}{}", units::percent(r)));
-            shown
-                .rows
-                .push([name.to_owned(), amount(&before), amount(&after), ratio]);
+            shown.rows.push(ShownRow {
+                name,
+                unit,
+                before,
+                after,
+                cells: [name.to_owned(), amount(&was), amount(&is), ratio],
+            });
             if nominal.is_some() {
                 shown.note = Some(format!(
                     "~: with every open dimension at {}; --dim NAME=N sets one, --json has the expressions",

@@ -1,5 +1,6 @@
 //! Tables for people: with lines and fitted to the width on a terminal, plain ASCII columns when piped.
 
+use super::timeline::plot;
 use super::units::{UNKNOWN, Unit, number, percent, shape};
 use super::{Amount, Decision, Layer, Report, Totals, View};
 use crate::measure::fidelity::Fidelity;
@@ -56,6 +57,9 @@ pub fn optimized(report: &Report, style: Style) -> String {
         (0, sites) => format!("none of {sites} weight gradients rewritten{unchanged}\n"),
         (some, sites) => format!("{some} of {sites} weight gradients rewritten\n"),
     };
+    if style.everything {
+        text += &timeline(report, style, View::Optimized);
+    }
     text
 }
 
@@ -79,9 +83,16 @@ pub fn inspected(report: &Report, style: Style) -> String {
             number(norm_ratio, style)
         );
     }
+    text += &timeline(report, style, View::Inspected);
     text += &presets(report, style);
     text += &sweep(report, style);
     text
+}
+
+/// Memory over the schedule.
+fn timeline(report: &Report, style: Style, view: View) -> String {
+    let timeline = report.timeline.as_ref();
+    timeline.map_or(String::new(), |timeline| plot(timeline, view, style))
 }
 
 /// What each preset would do.
@@ -297,7 +308,7 @@ fn totals(totals: &Totals, style: Style, view: View) -> String {
     ]);
     let shown = totals.shown(style.unicode);
     for row in shown.rows {
-        grid.row(row);
+        grid.row(row.cells);
     }
     if grid.rows.is_empty() {
         return "the sizes of some saved tensors are not known, so there are no totals\n"
