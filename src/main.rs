@@ -9,6 +9,7 @@ mod dims;
 mod io;
 mod measure;
 mod plan_file;
+mod progress;
 mod report;
 mod settings;
 mod suggest;
@@ -17,8 +18,13 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use cli::{Arguments, Command};
 use std::process::ExitCode;
+use velora_graph::onnx::signals::report_file_signals;
 
 fn main() -> ExitCode {
+    report_file_signals(
+        "velora-opt: a file that was being read became shorter, or its disk failed; run again when nothing \
+         else writes to it",
+    );
     let arguments = Arguments::parse();
     if let Err(usage) = arguments.validate() {
         usage.exit();
