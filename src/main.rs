@@ -1,5 +1,22 @@
 //! The `velora-opt` command: an exported training graph in, a compressed training graph out.
 
+/// As the standard library's, which panics where standard error cannot be written to. A full disk or a closed
+/// pipe there is no reason to stop.
+macro_rules! eprint {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = write!(std::io::stderr(), $($text)*);
+    }};
+}
+
+/// As [`eprint`], and a line end.
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod adapter_file;
 mod allocations;
 mod cli;

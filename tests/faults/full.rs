@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// A small file system in memory, mounted on a folder; none where this user may not mount.
 struct Mount<'a>(&'a Path);
@@ -178,4 +178,22 @@ fn a_file_that_is_write_protected() {
         );
     }
     assert_eq!(place.bytes("m.onnx"), b"old");
+}
+
+/// Messages that cannot be written change nothing else.
+#[test]
+fn a_standard_error_that_is_full() {
+    let place = place();
+    let status = |arguments: &str| {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = place.command(arguments);
+        let status = command.stdout(Stdio::null()).stderr(full).status().unwrap();
+        status.code()
+    };
+    assert_eq!(
+        status("in/m.onnx -o out.onnx -v --time-passes --json -"),
+        Some(0)
+    );
+    assert!(place.at("out.onnx").exists());
+    assert_eq!(status("missing.onnx -o none.onnx"), Some(1));
 }
