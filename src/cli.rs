@@ -412,18 +412,31 @@ impl Arguments {
                 ("--html", graph.html.clone()),
             ]
         };
+        let conflict = |message: String| {
+            let error = Arguments::command().error(ErrorKind::ArgumentConflict, message);
+            Err(error)
+        };
+        // What an output would not be made anew from: --save may replace --params, and not --data.
+        let mut inputs: Vec<(&str, &PathBuf)> = Vec::new();
         let (graph, outputs, plan) = match (&self.command, &self.optimize) {
             (Some(Command::Inspect(inspect)), _) => {
+                inputs.extend(inspect.data.iter().map(|data| ("--data", data)));
                 let outputs = reports(&inspect.graph).to_vec();
                 (&inspect.graph.source, outputs, None)
             }
-            (Some(Command::Run(run)), _) => (&run.source, run.outputs(), None),
+            (Some(Command::Run(run)), _) => {
+                inputs.push(("--data", &run.data));
+                inputs.extend(run.eval.iter().map(|data| ("--eval", data)));
+                (&run.source, run.outputs(), None)
+            }
             (Some(Command::Calibrate(calibrate)), _) => {
+                inputs.push(("--data", &calibrate.data));
                 let outputs = vec![("-o", Some(calibrate.output.clone()))];
                 (&calibrate.source, outputs, None)
             }
             (Some(Command::Verify(verify)), _) => {
                 verify.validate()?;
+                inputs.extend(verify.data.iter().map(|data| ("--data", data)));
                 (&verify.source, vec![("--json", verify.json.clone())], None)
             }
             (None, Some(optimize)) => {
@@ -435,11 +448,10 @@ impl Arguments {
                 outputs.extend(reports(&optimize.graph));
                 (&optimize.graph.source, outputs, selection.plan.as_ref())
             }
+            (Some(Command::Merge(merge)), _) if is_one_file(&merge.output, &merge.adapter) => {
+                return conflict("-o would overwrite ADAPTER".to_owned());
+            }
             _ => return Ok(()),
-        };
-        let conflict = |message: String| {
-            let error = Arguments::command().error(ErrorKind::ArgumentConflict, message);
-            Err(error)
         };
         let outputs: Vec<(&str, &PathBuf)> = (outputs.iter())
             .filter_map(|(option, path)| Some((*option, path.as_ref()?)))
@@ -463,6 +475,12 @@ impl Arguments {
         };
         if let Some((option, _)) = outputs.iter().find(onto_model) {
             return conflict(format!("{option} would overwrite MODEL"));
+        }
+        for (option, path) in &outputs {
+            let written = inputs.iter().filter(|_| !is_stream(path));
+            if let Some((input, _)) = { written }.find(|(_, input)| is_one_file(input, path)) {
+                return conflict(format!("{option} would overwrite {input}"));
+            }
         }
         if is_stream(&graph.model) && plan.is_some_and(|p| is_stream(p)) {
             return conflict("MODEL and --plan would both read standard input".to_owned());
@@ -574,6 +592,12 @@ mod tests {
             "velora-opt inspect src/m.onnx --html src/../src/m.onnx",
             "velora-opt m.onnx -o out --emit-plan ./out",
             "velora-opt inspect m.onnx --dim a=1 --dim a=2",
+            "velora-opt inspect m.onnx --data d.npz --json ./d.npz",
+            "velora-opt run m.onnx --data d.npz --log d.npz",
+            "velora-opt run m.onnx --data d.npz --eval e.npz --save src/../e.npz",
+            "velora-opt calibrate m.onnx --data d.npz -o d.npz",
+            "velora-opt verify m.onnx r.onnx --data d.npz --json d.npz",
+            "velora-opt merge m.onnx a.safetensors -o ./a.safetensors",
             "velora-opt inspect m.onnx --grad a=b --grad a=c",
             "velora-opt inspect m.onnx --grad a=b --grad c=b",
         ] {
@@ -581,6 +605,11 @@ mod tests {
             assert_eq!(error.exit_code(), 2, "{line}");
         }
         assert!(parse("velora-opt m.onnx -o m.onnx").is_ok());
+        assert!(parse("velora-opt merge m.onnx a.safetensors -o m.onnx").is_ok());
+        assert!(
+            parse("velora-opt run m.onnx --data d --params p --save p --checkpoint c --resume c")
+                .is_ok()
+        );
         assert!(parse("velora-opt - -o - --plan p --json j --html h").is_ok());
     }
 }

@@ -1,5 +1,6 @@
 //! Reading models and writing results: files, standard input and output.
 
+mod copy;
 mod external;
 mod hash;
 
@@ -11,16 +12,20 @@ use crate::cli::{ExternalData, is_stream};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
-use std::path::Path;
-use velora_graph::onnx::read::{UnknownFields, decode_named, read};
+use std::path::{Path, PathBuf};
+use velora_graph::onnx::read::{Source, UnknownFields, decode_named};
 use velora_graph::onnx::schema::ModelProto;
-use velora_graph::onnx::write::{MAX_BYTES, replace, write, write_to};
+use velora_graph::onnx::write::{MAX_BYTES, replace, stage, write_to};
 
 /// A model and where it came from.
 #[derive(Debug)]
 pub struct Input {
-    /// The model; its payloads are slices of the mapped file.
+    /// The model; its payloads are slices of the file.
     pub model: ModelProto,
+    /// The file; none for standard input.
+    pub source: Option<Source>,
+    /// The files that hold data of its tensors.
+    pub data: Vec<PathBuf>,
     /// How messages call it: the path as given, or `<stdin>`.
     pub name: String,
 }
@@ -36,8 +41,14 @@ impl Input {
             false => UnknownFields::Refuse,
         };
         if !is_stream(path) {
+            let source = Source::open(path)?;
+            let mut model = source.decode(unknown)?;
+            let (locations, _) = external::locations(&mut model)?;
+            let folder = folder_of(path);
             return Ok(Input {
-                model: read(path, unknown)?,
+                model,
+                source: Some(source),
+                data: locations.iter().map(|data| folder.join(data)).collect(),
                 name: path.display().to_string(),
             });
         }
@@ -54,31 +65,56 @@ impl Input {
         }
         Ok(Input {
             model: decode_named(Bytes::from(bytes), Path::new(name), unknown)?,
+            source: None,
+            data: Vec::new(),
             name: name.to_owned(),
         })
     }
 }
 
-/// Writes a rewritten model, with what `mode` says about the external data of the model `source`
-/// was read from. Data files are written before the model, so that a model that exists is whole.
+/// Where a model is to be written, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Output<'a> {
+    /// The file, or `-`.
+    pub path: &'a Path,
+    /// What becomes of external data.
+    pub external_data: ExternalData,
+    /// Whether the user wants to see no progress.
+    pub quiet: bool,
+}
+
+/// Writes a model that was read from `source`, and its external data.
+///
+/// All files are written, and on the disk, before the first is put in its place; data files come before the
+/// model, so that a model that exists is whole.
 ///
 /// # Errors
 /// Where the target cannot be written, a reference to external data is not acceptable or its file is
-/// missing, or the model would be too large. No model is written then.
+/// missing, the model would be too large, or something that was read has changed meanwhile. No file has been
+/// replaced then; but where an error comes with the replacing itself, those before it have.
 pub fn write_model(
     model: &mut ModelProto,
-    source: Option<&Path>,
-    out: &Path,
-    mode: ExternalData,
+    source: Option<&Source>,
+    output: Output<'_>,
 ) -> Result<()> {
+    let out = output.path;
     if is_stream(out) && io::stdout().is_terminal() {
         bail!(
             "the model is binary and standard output is a terminal; redirect it, or name a file with -o"
         );
     }
-    external::place(model, source, out, mode)?;
+    let placed = external::place(model, source.map(Source::path), output)?;
+    let unchanged = || -> Result<()> {
+        let mut read = source.into_iter().chain(placed.inlined());
+        Ok(read.try_for_each(Source::check_unchanged)?)
+    };
     if !is_stream(out) {
-        return Ok(write(model, out)?);
+        let staged = stage(model, out);
+        // First, because whatever else went wrong is the consequence.
+        unchanged()?;
+        let staged = staged?;
+        placed.commit()?;
+        return Ok(staged.commit()?);
     }
     let bytes = prost_length(model);
     if bytes > MAX_BYTES {
@@ -88,9 +124,25 @@ pub fn write_model(
         );
     }
     let mut stdout = io::stdout().lock();
-    write_to(model, &mut stdout)
-        .and_then(|()| stdout.flush())
-        .context("cannot write to standard output")
+    let written = write_to(model, &mut stdout).and_then(|()| stdout.flush());
+    unchanged()?;
+    written.context("cannot write to standard output")
+}
+
+/// Whether no output would replace a file that holds data of the model's tensors.
+///
+/// # Errors
+/// Names the output and the file that the model needs.
+pub fn check_spares_data<'a>(
+    data: &[PathBuf],
+    outputs: impl IntoIterator<Item = &'a PathBuf>,
+) -> Result<()> {
+    for out in outputs.into_iter().filter(|out| !is_stream(out)) {
+        if let Some(data) = data.iter().find(|data| is_one_place(out, data)) {
+            bail!("{}", external::would_replace(out, data));
+        }
+    }
+    Ok(())
 }
 
 /// Writes text to a file, which appears complete or not at all, or to standard output for `-`.

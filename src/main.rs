@@ -1,5 +1,22 @@
 //! The `velora-opt` command: an exported training graph in, a compressed training graph out.
 
+/// As the standard library's, which panics where standard error cannot be written to. A full disk or a closed
+/// pipe there is no reason to stop.
+macro_rules! eprint {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = write!(std::io::stderr(), $($text)*);
+    }};
+}
+
+/// As [`eprint`], and a line end.
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod adapter_file;
 mod allocations;
 mod cli;
@@ -9,6 +26,7 @@ mod dims;
 mod io;
 mod measure;
 mod plan_file;
+mod progress;
 mod report;
 mod settings;
 mod suggest;
@@ -17,8 +35,13 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use cli::{Arguments, Command};
 use std::process::ExitCode;
+use velora_graph::onnx::signals::report_file_signals;
 
 fn main() -> ExitCode {
+    report_file_signals(
+        "velora-opt: a file that was being read became shorter, or its disk failed; run again when nothing \
+         else writes to it",
+    );
     let arguments = Arguments::parse();
     if let Err(usage) = arguments.validate() {
         usage.exit();

@@ -1,8 +1,8 @@
 //! `calibrate`: fills the directions of a rewritten graph from batches of data.
 
 use super::{Loaded, warn_of_doubtful};
-use crate::cli::{CalibrateArguments, ExternalData, is_stream};
-use crate::io::write_model;
+use crate::cli::{CalibrateArguments, ExternalData};
+use crate::io::{Output, write_model};
 use anyhow::{Context, Result, bail};
 use velora_graph::analysis::partition::Partition;
 use velora_graph::analysis::roles::roles;
@@ -87,9 +87,12 @@ pub fn run(arguments: &CalibrateArguments) -> Result<()> {
     };
     let filled = filled.with_context(|| name.clone())?;
     fill(&mut proto, &filled);
-    let source = &arguments.source.model;
-    let source = (!is_stream(source)).then_some(source.as_path());
-    write_model(&mut proto, source, &arguments.output, ExternalData::Keep)?;
+    let output = Output {
+        path: &arguments.output,
+        external_data: ExternalData::Keep,
+        quiet: arguments.source.quiet,
+    };
+    write_model(&mut proto, loaded.source.as_ref(), output)?;
     if !arguments.source.quiet {
         eprintln!(
             "velora-opt: filled {} directions from {} samples ({})",

@@ -25,6 +25,8 @@ use velora_runtime::cpu::Cpu;
 /// that does not fit the graph or the graph cannot be executed.
 pub fn run(arguments: &InspectArguments) -> Result<()> {
     let mut loaded = Loaded::read(&arguments.graph.source)?;
+    let reports = [&arguments.graph.json, &arguments.graph.html];
+    loaded.check_spared(reports.into_iter().flatten())?;
     if arguments.data.is_some() {
         loaded.model = loaded.executable()?.into_owned();
     }

@@ -1,8 +1,8 @@
 //! `merge`: adapters and what was trained with them, put into a model.
 
 use crate::adapter_file;
-use crate::cli::{ExternalData, MergeArguments, is_stream};
-use crate::io::{Input, folder_of, write_model};
+use crate::cli::{ExternalData, MergeArguments};
+use crate::io::{Input, Output, folder_of, write_model};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeSet;
 use velora_graph::onnx::schema::TensorProto;
@@ -16,7 +16,12 @@ use velora_runtime::lower::constants;
 /// # Errors
 /// Where the model lacks a weight, or one has another shape or type; nothing is written then.
 pub fn run(arguments: &MergeArguments) -> Result<()> {
-    let Input { name, mut model } = Input::read(&arguments.model, arguments.allow_unknown_fields)?;
+    let Input {
+        name,
+        mut model,
+        source,
+        ..
+    } = Input::read(&arguments.model, arguments.allow_unknown_fields)?;
     let data = data::read(&arguments.adapter).context("cannot use the adapters")?;
     let layers = adapter_file::read(&data)?;
     let folder = folder_of(&arguments.model);
@@ -75,8 +80,12 @@ pub fn run(arguments: &MergeArguments) -> Result<()> {
             None => absent.push(array.as_str()),
         }
     }
-    let source = (!is_stream(&arguments.model)).then_some(arguments.model.as_path());
-    write_model(&mut model, source, &arguments.output, ExternalData::Keep)?;
+    let output = Output {
+        path: &arguments.output,
+        external_data: ExternalData::Keep,
+        quiet: arguments.quiet,
+    };
+    write_model(&mut model, source.as_ref(), output)?;
     if !arguments.quiet {
         eprintln!(
             "velora-opt: merged {} adapters and {others} other parameters",

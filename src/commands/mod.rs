@@ -12,16 +12,17 @@ pub mod verify;
 
 use crate::cli::{GraphArguments, ParameterInit, SourceArguments, is_stream};
 use crate::dims::sizes;
-use crate::io::{Input, write_text};
+use crate::io::{Input, check_spares_data, write_text};
 use crate::report::build::{Opened, Sides, report};
 use crate::report::{Report, Style, View, html, inspected, json, optimized};
 use anyhow::{Context, Result, bail};
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use velora_graph::analysis::Settings;
 use velora_graph::analysis::roles::{Hints, Roles};
 use velora_graph::inline::inline;
 use velora_graph::ir::Model;
+use velora_graph::onnx::read::Source;
 use velora_passes::ops;
 use velora_runtime::session::directions::{self, Unfilled};
 use velora_runtime::session::init::Scheme;
@@ -30,8 +31,12 @@ use velora_runtime::session::init::Scheme;
 struct Loaded {
     /// How messages call the file.
     name: String,
-    /// The file.
+    /// The file's content.
     model: Model,
+    /// The file itself; none for standard input.
+    source: Option<Source>,
+    /// The files that hold data of its tensors.
+    data: Vec<PathBuf>,
     /// What the command line says about it.
     settings: Settings,
 }
@@ -72,8 +77,18 @@ impl Loaded {
         Ok(Loaded {
             name,
             model,
+            source: input.source,
+            data: input.data,
             settings: Settings { hints, sizes },
         })
+    }
+
+    /// Whether no output would replace a file that the graph needs.
+    ///
+    /// # Errors
+    /// Where one would.
+    fn check_spared<'a>(&self, outputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+        check_spares_data(&self.data, outputs)
     }
 
     /// The graph as the runtime takes it, which knows operators and not functions: calls of functions but

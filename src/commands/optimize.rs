@@ -2,7 +2,7 @@
 
 use super::{Loaded, deliver, reported, warn_of_doubtful};
 use crate::cli::{OptimizeArguments, is_stream};
-use crate::io::{folder_of, write_model, write_text};
+use crate::io::{Output, folder_of, write_model, write_text};
 use crate::plan_file::Plan;
 use crate::report::View;
 use crate::report::build::Sides;
@@ -11,6 +11,7 @@ use crate::suggest::nearest;
 use anyhow::{Context, Result, bail};
 use velora_graph::analysis::Analyses;
 use velora_graph::ir::Model;
+use velora_graph::onnx::read::Source;
 use velora_graph::text::print_model;
 use velora_passes::manager::{Checks, Ran};
 use velora_passes::ops::OLDEST_OPSET;
@@ -25,9 +26,12 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
     check_pass(arguments.print_after.as_deref())?;
     let loaded = Loaded::read(&arguments.graph.source)?;
     let (name, model) = (&loaded.name, &loaded.model);
+    let (graph, plan_out) = (&arguments.graph, &arguments.selection.emit_plan);
+    let reports = [&graph.json, &graph.html, plan_out];
+    loaded.check_spared(reports.into_iter().flatten())?;
     check_opset(model).with_context(|| name.clone())?;
     if already_rewritten(model) {
-        write(arguments, model)?;
+        write(arguments, loaded.source.as_ref(), model)?;
         if !arguments.graph.source.quiet {
             let asked = [&arguments.graph.json, &arguments.graph.html];
             let asked =
@@ -86,7 +90,7 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
     };
     let report = reported(&loaded, &sides, &arguments.graph)?;
 
-    write(arguments, &outcome.ran.model)?;
+    write(arguments, loaded.source.as_ref(), &outcome.ran.model)?;
     if let Some(path) = &arguments.selection.emit_plan {
         let parameter = |v| model.graph.value(v).name.as_str();
         let layers = outcome
@@ -108,16 +112,13 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
     )
 }
 
-fn write(arguments: &OptimizeArguments, model: &Model) -> Result<()> {
-    let source = &arguments.graph.source.model;
-    let source = (!is_stream(source)).then_some(source.as_path());
-    let mut proto = model.to_proto();
-    write_model(
-        &mut proto,
-        source,
-        &arguments.output,
-        arguments.external_data,
-    )?;
+fn write(arguments: &OptimizeArguments, source: Option<&Source>, model: &Model) -> Result<()> {
+    let output = Output {
+        path: &arguments.output,
+        external_data: arguments.external_data,
+        quiet: arguments.graph.source.quiet,
+    };
+    write_model(&mut model.to_proto(), source, output)?;
     if arguments.graph.source.verbose {
         eprintln!("velora-opt: wrote {}", arguments.output.display());
     }

@@ -5,11 +5,12 @@ use crate::adapter_file;
 use crate::cli::{OptimizerKind, RunArguments, ScheduleKind, is_stream};
 use crate::device;
 use crate::io::{print, write_text};
+use crate::progress::Progress;
 use crate::report::run::{Outcome, RegionBytes, Scored, table};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, IsTerminal, LineWriter, Write};
+use std::io::{BufWriter, LineWriter, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use velora_graph::analysis::partition::Partition;
@@ -37,6 +38,12 @@ use velora_runtime::session::trainer::{Report, Settings};
 pub fn run(arguments: &RunArguments) -> Result<()> {
     check_outputs(arguments)?;
     let mut loaded = Loaded::read(&arguments.source)?;
+    loaded.check_spared(
+        arguments
+            .outputs()
+            .iter()
+            .filter_map(|(_, path)| path.as_ref()),
+    )?;
     loaded.inline()?;
     // Of the graph as it is in the file.
     let model_signature = signature(&loaded);
@@ -160,7 +167,7 @@ fn check_outputs(arguments: &RunArguments) -> Result<()> {
 fn train_loop(arguments: &RunArguments, started: &mut Started<'_>, steps: u64) -> Result<Outcome> {
     let mut log = Log::new(arguments)?;
     let mut profile = arguments.profile.as_ref().map(|_| Profile::default());
-    let mut progress = Progress::new(arguments, steps);
+    let mut progress = Progress::new(arguments.source.quiet);
     let mut outcome = Outcome::new(started.session.plan());
     let mut spent = Duration::ZERO;
     let first = started.session.steps();
@@ -188,7 +195,9 @@ fn train_loop(arguments: &RunArguments, started: &mut Started<'_>, steps: u64) -
         }
         outcome.loss.push((report.step, report.loss));
         log.step(&report)?;
-        progress.step(&report);
+        progress.show(report.step, steps, || {
+            format!("{}/{steps} loss {:.4}", report.step, report.loss)
+        });
         let due = |every: Option<u64>| every.is_some_and(|n| report.step.is_multiple_of(n));
         if due(arguments.eval_every) && report.step < steps {
             let evaluation = evaluate(started)?;
@@ -203,7 +212,7 @@ fn train_loop(arguments: &RunArguments, started: &mut Started<'_>, steps: u64) -
             started.session.save(path)?;
         }
     }
-    progress.clear();
+    drop(progress);
     let done = started.session.steps().saturating_sub(first);
     let timed = done.saturating_sub(checked);
     outcome.seconds_per_step = spent.as_secs_f64() / timed.max(1) as f64;
@@ -373,51 +382,6 @@ impl Log {
         match evaluation {
             Some(scored) => self.line(&serde_json::json!({ "step": step, "eval": scored })),
             None => Ok(()),
-        }
-    }
-}
-
-/// A line on a terminal that counts steps, for work over a second.
-struct Progress {
-    steps: u64,
-    shown: bool,
-    start: Instant,
-    last: Instant,
-    active: bool,
-}
-
-impl Progress {
-    fn new(arguments: &RunArguments, steps: u64) -> Self {
-        let now = Instant::now();
-        Progress {
-            steps,
-            shown: false,
-            start: now,
-            last: now,
-            active: !arguments.source.quiet && std::io::stderr().is_terminal(),
-        }
-    }
-
-    fn step(&mut self, report: &Report) {
-        let due = self.last.elapsed() > Duration::from_millis(200);
-        if self.active && due && self.start.elapsed() > Duration::from_secs(1) {
-            self.last = Instant::now();
-            self.shown = true;
-            let done = (20 * report.step / self.steps.max(1)).min(20) as usize;
-            eprint!(
-                "\r[{}{}] {}/{} loss {:.4} ",
-                "#".repeat(done),
-                ".".repeat(20 - done),
-                report.step,
-                self.steps,
-                report.loss
-            );
-        }
-    }
-
-    fn clear(&mut self) {
-        if self.shown {
-            eprint!("\r{}\r", " ".repeat(70));
         }
     }
 }

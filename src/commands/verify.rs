@@ -38,6 +38,8 @@ pub fn run(arguments: &VerifyArguments) -> Result<()> {
         rewritten,
         folders,
     } = &pair;
+    original.check_spared(&arguments.json)?;
+    rewritten.check_spared(&arguments.json)?;
     let hints = Hints::default();
     if roles(&rewritten.model.graph, &hints).is_ok_and(|roles| !roles.adapters.is_empty()) {
         bail!(

@@ -1,26 +1,79 @@
 //! What becomes of external data when a model is written somewhere.
 
-use super::{folder_of, is_one_place};
+use super::copy::copy;
+use super::{Output, folder_of, is_one_place};
 use crate::cli::{ExternalData, is_stream};
+use crate::progress::Progress;
+use crate::report::bytes;
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use velora_graph::onnx::read::{Source, check_external_data};
+use velora_graph::onnx::read::{FileError, Source, check_external_data};
 use velora_graph::onnx::schema::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
-use velora_graph::onnx::write::replace;
+use velora_graph::onnx::write::Staged;
 
-/// Makes the external data of `model`, read from `source`, available to a model at `out`.
-pub fn place(
-    model: &mut ModelProto,
-    source: Option<&Path>,
-    out: &Path,
-    mode: ExternalData,
-) -> Result<()> {
+/// What was made for a model to find its data.
+#[derive(Debug, Default)]
+pub struct Placed {
+    /// Data files that the model now has the content of, mapped.
+    inlined: BTreeMap<PathBuf, Source>,
+    /// Copies, not yet in their places. Declared before the folders that they are in, and dropped before them.
+    copies: Vec<Staged>,
+    /// Folders for the copies.
+    folders: NewFolders,
+}
+
+impl Placed {
+    /// The files that payloads of the model lie in.
+    pub fn inlined(&self) -> impl Iterator<Item = &Source> {
+        self.inlined.values()
+    }
+
+    /// Puts the copies in their places.
+    ///
+    /// # Errors
+    /// Where one cannot be; those before it have been.
+    pub fn commit(self) -> Result<()> {
+        for copy in self.copies {
+            copy.commit()?;
+        }
+        for folder in self.folders.0.iter() {
+            // As with files, it is in place even where this fails.
+            let _ = File::open(folder_of(folder)).and_then(|parent| parent.sync_all());
+        }
+        Ok(())
+    }
+}
+
+/// Folders that are taken away again, unless something is in them.
+#[derive(Debug, Default)]
+struct NewFolders(Vec<PathBuf>);
+
+impl Drop for NewFolders {
+    fn drop(&mut self) {
+        for folder in self.0.iter().rev() {
+            // Refused for a folder that has something in it.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+/// Makes the external data of `model`, read from `source`, available to the model in its new place.
+///
+/// # Errors
+/// Where that cannot be done, or would replace what the model needs.
+pub fn place(model: &mut ModelProto, source: Option<&Path>, output: Output<'_>) -> Result<Placed> {
+    let Output {
+        path: out,
+        external_data: mode,
+        quiet,
+    } = output;
+    let mut placed = Placed::default();
     let (locations, example) = locations(model)?;
     if locations.is_empty() {
-        return Ok(());
+        return Ok(placed);
     }
     let Some(source) = source else {
         bail!(
@@ -35,7 +88,14 @@ pub fn place(
         bail!("{}", would_replace(out, &data));
     }
     if mode == ExternalData::Inline {
-        return inline(model, folder);
+        for location in locations {
+            let source = Source::map(&folder.join(&location))?;
+            placed.inlined.insert(location, source);
+        }
+        // What is mapped is what was checked.
+        check_external_data(model, folder)?;
+        inline(model, folder, &placed.inlined)?;
+        return Ok(placed);
     }
     if is_stream(out) {
         bail!(
@@ -64,10 +124,12 @@ pub fn place(
     }
     if from != to {
         for location in &locations {
-            copy(folder, target, location)?;
+            placed.copy(folder, target, location, quiet)?;
         }
+        // What was copied is what was checked.
+        check_external_data(model, folder)?;
     }
-    Ok(())
+    Ok(placed)
 }
 
 /// Where the data of tensors lies, below the model's folder, and the name of one such tensor.
@@ -87,7 +149,8 @@ pub fn locations(model: &mut ModelProto) -> Result<(BTreeSet<PathBuf>, String)> 
     Ok((locations, example))
 }
 
-fn would_replace(out: &Path, data: &Path) -> String {
+/// That an output would be written over a model's data.
+pub fn would_replace(out: &Path, data: &Path) -> String {
     format!(
         "writing {} would replace the data file {} that the model needs; choose another name",
         out.display(),
@@ -110,30 +173,52 @@ fn entry<'a>(tensor: &'a TensorProto, key: &str) -> Option<&'a str> {
     found.map(|e| e.value())
 }
 
-/// Copies one data file; folders on the way are made, links on the way refused.
-fn copy(folder: &Path, target: &Path, location: &Path) -> Result<()> {
-    let from = folder.join(location);
-    let mut to = target.to_path_buf();
-    for component in location.parent().into_iter().flat_map(Path::components) {
-        to.push(component);
-        match fs::symlink_metadata(&to) {
-            Ok(found) if found.is_dir() => {}
-            Ok(_) => bail!(
-                "cannot copy {} to {}: {} is not a folder (a link is not followed)",
-                from.display(),
-                target.join(location).display(),
-                to.display()
-            ),
-            Err(_) => {
-                fs::create_dir(&to).with_context(|| format!("cannot make {}", to.display()))?;
+impl Placed {
+    /// Copies one data file beside its place; folders on the way are made, links on the way refused.
+    fn copy(&mut self, folder: &Path, target: &Path, location: &Path, quiet: bool) -> Result<()> {
+        let from = folder.join(location);
+        let mut to = target.to_path_buf();
+        for component in location.parent().into_iter().flat_map(Path::components) {
+            to.push(component);
+            match fs::symlink_metadata(&to) {
+                Ok(found) if found.is_dir() => {}
+                Ok(_) => bail!(
+                    "cannot copy {} to {}: {} is not a folder (a link is not followed)",
+                    from.display(),
+                    target.join(location).display(),
+                    to.display()
+                ),
+                Err(_) => match fs::create_dir(&to) {
+                    Ok(()) => self.folders.0.push(to.clone()),
+                    // Another process was faster; a folder it must be all the same.
+                    Err(_) if fs::symlink_metadata(&to).is_ok_and(|found| found.is_dir()) => {}
+                    Err(error) => {
+                        return Err(error).with_context(|| format!("cannot make {}", to.display()));
+                    }
+                },
             }
         }
+        to = target.join(location);
+        let data =
+            open_checked(&from).with_context(|| format!("cannot open {}", from.display()))?;
+        let stamp = || data.metadata().map(|now| (now.len(), now.modified().ok()));
+        let before = stamp();
+        let mut progress = Progress::new(quiet);
+        let staged = Staged::write(&to, |file| {
+            copy(&data, file, |done, all| {
+                progress.show(done, all, || {
+                    format!("{} of {} of {}", bytes(done), bytes(all), from.display())
+                });
+            })
+        });
+        // First, because whatever else went wrong is the consequence.
+        if !matches!((before, stamp()), (Ok(before), Ok(after)) if before == after) {
+            return Err(FileError::Changed { path: from }.into());
+        }
+        let copying = || format!("cannot copy {} to {}", from.display(), to.display());
+        self.copies.push(staged.with_context(copying)?);
+        Ok(())
     }
-    to = target.join(location);
-    let mut data =
-        open_checked(&from).with_context(|| format!("cannot open {}", from.display()))?;
-    replace(&to, |file| io::copy(&mut data, file).map(drop))
-        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
 /// Opens a file that was checked to be no link, and makes sure that it still is the one checked.
@@ -160,23 +245,19 @@ fn is_same(a: &Metadata, b: &Metadata) -> bool {
 }
 
 /// Puts the payloads into the model, as slices of the mapped data files.
-fn inline(model: &mut ModelProto, folder: &Path) -> Result<()> {
-    let mut sources: BTreeMap<PathBuf, Source> = BTreeMap::new();
+fn inline(
+    model: &mut ModelProto,
+    folder: &Path,
+    sources: &BTreeMap<PathBuf, Source>,
+) -> Result<()> {
     visit(model, &mut |tensor| {
         if !tensor.is_external() {
             return Ok(());
         }
         let location = lexical(tensor);
         let path = folder.join(&location);
-        let bytes = match sources.get(&location) {
-            Some(source) => source.bytes().clone(),
-            None => {
-                let source = Source::open(&path)?;
-                let bytes = source.bytes().clone();
-                sources.insert(location, source);
-                bytes
-            }
-        };
+        let bytes = sources.get(&location).map(Source::bytes);
+        let bytes = bytes.cloned().unwrap_or_default();
         let number = |key: &str| entry(tensor, key).map(str::parse::<usize>).transpose();
         let range = match (number("offset"), number("length")) {
             (Ok(offset), Ok(length)) => {

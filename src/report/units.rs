@@ -64,6 +64,11 @@ fn products(expression: &str, unicode: bool) -> String {
     }
 }
 
+/// `1.5 MiB`.
+pub fn bytes(count: u64) -> String {
+    Unit::Bytes.number(i64::try_from(count).unwrap_or(i64::MAX))
+}
+
 /// `[batch, 16, 64]`.
 pub fn shape(shape: Option<&[Dim]>, unicode: bool) -> String {
     let Some(shape) = shape else {

@@ -3,5 +3,7 @@
 
 pub mod make;
 pub mod read;
+mod replace;
 pub mod schema;
+pub mod signals;
 pub mod write;

@@ -1,13 +1,15 @@
-//! Reading a model by reference out of a mapped file.
+//! Reading a model by reference out of a file's bytes.
 //!
-//! Payloads (`raw_data`, strings of attributes) become [`Bytes`] slices of the mapping, so decoding
-//! costs memory for the graph only. Before decoding, the wire format is walked once against a table
+//! Payloads (`raw_data`, strings of attributes) become [`Bytes`] slices of the file, which is mapped where
+//! it is large, so decoding costs memory for the graph only. Before decoding, the wire format is walked once against a table
 //! of the fields of [`schema`](super::schema): prost drops fields that it does not know, and
 //! rewriting such a file would lose them silently.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -49,6 +51,18 @@ pub enum FileError {
     #[error("{} is not a regular file; give the path of a file", path.display())]
     NotAFile {
         /// The path.
+        path: PathBuf,
+    },
+    /// A file in the place of the target that nobody may write to.
+    #[error("cannot write {}: the file is write-protected; remove it, or choose another name", path.display())]
+    Protected {
+        /// The target.
+        path: PathBuf,
+    },
+    /// A file that something else wrote to while it was in use.
+    #[error("{} changed while it was read; run again when nothing else writes to it", path.display())]
+    Changed {
+        /// The file.
         path: PathBuf,
     },
     /// No folder to write into.
@@ -122,16 +136,45 @@ pub enum FileError {
     },
 }
 
-/// A file mapped into memory; slices of it live as long as anything refers to them.
+/// Files up to this many bytes are read by [`Source::open`], longer ones are mapped. What is read stays what
+/// it is whatever becomes of the file, and most graphs whose weights are elsewhere are far below.
+const READ_BYTES: u64 = 16 << 20;
+
+/// A file in memory: read, or mapped where it is large. Slices of it live as long as anything refers to them.
 #[derive(Clone, Debug)]
 pub struct Source {
     bytes: Bytes,
     path: PathBuf,
+    /// A mapped file, and its length and time of change when it was mapped.
+    mapped: Option<(Arc<File>, Stamp)>,
+}
+
+/// The length of a file, and when its content was written to last.
+type Stamp = (u64, Option<SystemTime>);
+
+fn stamp(file: &File) -> io::Result<Stamp> {
+    let metadata = file.metadata()?;
+    Ok((metadata.len(), metadata.modified().ok()))
 }
 
 impl Source {
-    /// Maps a file. Nothing is read yet.
+    /// Opens a file: a small one is read, a large one is mapped, and nothing of it read yet.
+    ///
+    /// # Errors
+    /// Where it is no file, cannot be opened, or changed while it was read.
     pub fn open(path: &Path) -> Result<Self, FileError> {
+        Source::open_as(path, |length| length > READ_BYTES)
+    }
+
+    /// Maps a file, however small, of which little may be used. Nothing is read yet.
+    ///
+    /// # Errors
+    /// Where it is no file, or cannot be opened.
+    pub fn map(path: &Path) -> Result<Self, FileError> {
+        Source::open_as(path, |_| true)
+    }
+
+    fn open_as(path: &Path, is_mapped: impl Fn(u64) -> bool) -> Result<Self, FileError> {
         let io_error = |action| {
             move |source| FileError::Io {
                 action,
@@ -140,27 +183,60 @@ impl Source {
             }
         };
         // Asked before opening, because opening a pipe would wait for its writer.
-        let metadata = fs::metadata(path).map_err(io_error("read"))?;
-        if !metadata.is_file() {
-            return Err(FileError::NotAFile {
-                path: path.to_path_buf(),
-            });
+        if !fs::metadata(path).map_err(io_error("read"))?.is_file() {
+            let path = path.to_path_buf();
+            return Err(FileError::NotAFile { path });
         }
         let file = File::open(path).map_err(io_error("open"))?;
-        let bytes = if metadata.len() == 0 {
-            Bytes::new()
-        } else {
+        let before = stamp(&file).map_err(io_error("read"))?;
+        let (bytes, mapped) = if before.0 == 0 {
+            (Bytes::new(), None)
+        } else if is_mapped(before.0) {
             // SAFETY: the mapping is read-only and private to this process; nothing here writes to
             // an input file (outputs are new files renamed into place, which leaves a mapped one
-            // alone). As with every mapped file, another process that truncates or rewrites it in
-            // place while the tool runs breaks it; that is a documented limit of the tool.
+            // alone). Another process may still truncate or rewrite it in place. Truncation ends this
+            // process (`signals`); a rewrite changes payloads, which are bytes of any value to whoever reads
+            // them, and is found by `check_unchanged`.
             let map = unsafe { Mmap::map(&file) }.map_err(io_error("map"))?;
-            Bytes::from_owner(map)
+            (Bytes::from_owner(map), Some((Arc::new(file), before)))
+        } else {
+            let mut bytes = Vec::new();
+            let limit = before.0.saturating_add(1);
+            let read = (&file).take(limit).read_to_end(&mut bytes);
+            let length = read.map_err(io_error("read"))?;
+            let after = stamp(&file).map_err(io_error("read"))?;
+            if after != before || length as u64 != before.0 {
+                let path = path.to_path_buf();
+                return Err(FileError::Changed { path });
+            }
+            (Bytes::from(bytes), None)
         };
         Ok(Self {
             bytes,
             path: path.to_path_buf(),
+            mapped,
         })
+    }
+
+    /// Whether the bytes are still those of the file that was opened, as far as its length and its time of
+    /// change tell.
+    ///
+    /// # Errors
+    /// Where they are not, or where that cannot be found out.
+    pub fn check_unchanged(&self) -> Result<(), FileError> {
+        let Some((file, before)) = &self.mapped else {
+            return Ok(());
+        };
+        let path = || self.path.clone();
+        match stamp(file) {
+            Ok(now) if now == *before => Ok(()),
+            Ok(_) => Err(FileError::Changed { path: path() }),
+            Err(source) => Err(FileError::Io {
+                action: "read",
+                path: path(),
+                source,
+            }),
+        }
     }
 
     /// The whole file.
@@ -173,13 +249,13 @@ impl Source {
         &self.path
     }
 
-    /// Decodes the model in the file; its payloads are slices of the mapping.
+    /// Decodes the model in the file; its payloads are slices of the file's bytes.
     pub fn decode(&self, unknown: UnknownFields) -> Result<ModelProto, FileError> {
         decode_named(self.bytes.clone(), &self.path, unknown)
     }
 }
 
-/// Maps a file and decodes the model in it; its payloads are slices of the mapping.
+/// Opens a file and decodes the model in it; its payloads are slices of the file's bytes.
 pub fn read(path: &Path, unknown: UnknownFields) -> Result<ModelProto, FileError> {
     Source::open(path)?.decode(unknown)
 }

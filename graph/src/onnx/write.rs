@@ -4,7 +4,6 @@
 //! a payload goes from its mapping straight to the file. Each struct on the way is taken apart
 //! without `..`, so that a field added to the schema cannot be forgotten here.
 
-use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
@@ -13,6 +12,7 @@ use prost::Message;
 use prost::encoding::{self, WireType};
 
 use super::read::FileError;
+pub use super::replace::{Staged, check_replaceable, replace};
 use super::schema::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto,
     TensorProto, TrainingInfoProto,
@@ -25,6 +25,14 @@ pub const MAX_BYTES: u64 = i32::MAX as u64;
 ///
 /// An existing file is replaced; whoever has it mapped keeps the old content.
 pub fn write(model: &ModelProto, path: &Path) -> Result<(), FileError> {
+    stage(model, path)?.commit()
+}
+
+/// Writes a model beside the file that it is to be.
+///
+/// # Errors
+/// Where the model is too large for a file, and those of [`Staged::write`].
+pub fn stage(model: &ModelProto, path: &Path) -> Result<Staged, FileError> {
     let bytes = model.encoded_len() as u64;
     if bytes > MAX_BYTES {
         return Err(FileError::TooLarge {
@@ -32,88 +40,10 @@ pub fn write(model: &ModelProto, path: &Path) -> Result<(), FileError> {
             bytes,
         });
     }
-    replace(path, |file| {
+    Staged::write(path, |file| {
         let mut writer = BufWriter::new(file);
         write_to(model, &mut writer).and_then(|()| writer.flush())
     })
-}
-
-/// Writes a file, which appears complete, or not at all: `content` goes to a temporary file in the
-/// same folder, which is synced and renamed.
-///
-/// An existing file is replaced, and a symbolic link is replaced rather than followed.
-pub fn replace(
-    path: &Path,
-    content: impl FnOnce(&mut File) -> io::Result<()>,
-) -> Result<(), FileError> {
-    let io_error = |source| FileError::Io {
-        action: "write",
-        path: path.to_path_buf(),
-        source,
-    };
-    // Removes itself when dropped on an error below.
-    let mut file = temporary(path)?;
-    content(file.as_file_mut()).map_err(io_error)?;
-    file.as_file().sync_all().map_err(io_error)?;
-    file.persist(path).map_err(|error| io_error(error.error))?;
-    // The file is in place; a file system that cannot sync folders does not make it less so.
-    let _ = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
-    Ok(())
-}
-
-/// Whether [`replace`] could write a file now, for those who have long work to do before they write.
-///
-/// # Errors
-/// What [`replace`] would say; nothing is left behind.
-pub fn check_replaceable(path: &Path) -> Result<(), FileError> {
-    temporary(path).map(drop)
-}
-
-/// A new file beside `path`, which removes itself unless it is renamed.
-fn temporary(path: &Path) -> Result<tempfile::NamedTempFile, FileError> {
-    // Renaming onto a device or a pipe would replace it.
-    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return Err(FileError::NotAFile {
-            path: path.to_path_buf(),
-        });
-    }
-    let folder = folder_of(path);
-    if !folder.is_dir() {
-        return Err(FileError::NoFolder {
-            path: path.to_path_buf(),
-            folder: folder.to_path_buf(),
-        });
-    }
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".velora-").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        // Less the umask, as for any new file.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    builder.tempfile_in(folder).map_err(|error| FileError::Io {
-        action: "write",
-        path: path.to_path_buf(),
-        source: without_temporary_name(error),
-    })
-}
-
-/// The folder of a file, `.` for a bare name.
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
-/// The system's message without the temporary file's name, which says nothing and is never the same.
-/// The crate keeps the system's error to itself, so that only the text can be taken apart.
-fn without_temporary_name(error: io::Error) -> io::Error {
-    match error.to_string().split_once(" at path ") {
-        Some((system, _)) => io::Error::new(error.kind(), system),
-        None => error,
-    }
 }
 
 /// Writes the bytes of a model.

@@ -96,7 +96,7 @@ pub enum DataError {
 
 /// Reads an npz or a safetensors file; which of them it is, its first bytes tell.
 ///
-/// The file is mapped, and stays so for as long as an array that lies in it is held.
+/// A large file is mapped, and stays so for as long as an array that lies in it is held.
 pub fn read(path: &Path) -> Result<Dataset, DataError> {
     let source = Source::open(path)?;
     decode(source.bytes().clone(), path)

@@ -19,7 +19,7 @@ const MAX_RATIO: u64 = 1032;
 
 /// Reads an archive.
 ///
-/// The file is mapped. Elements of entries that `numpy.savez` wrote stay where they are, and are not
+/// A large file is mapped. Elements of entries that `numpy.savez` wrote stay where they are, and are not
 /// read before they are used; their checksums are therefore not compared. Entries that are compressed
 /// (`numpy.savez_compressed`), big-endian or in Fortran order are converted into memory.
 pub fn read(path: &Path) -> Result<Dataset, DataError> {

@@ -2,8 +2,7 @@
 //!
 //! Tensors are named `parameter.NAME` and `optimizer.STATE.NAME`; the metadata has one entry, `velora`,
 //! with the rest as JSON. A file is written beside its target, synced and renamed, so that a process killed
-//! at any moment leaves the old checkpoint or the new one. What it may leave besides is the unfinished
-//! file, `.velora-*.tmp`.
+//! at any moment leaves the old checkpoint or the new one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

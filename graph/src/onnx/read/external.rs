@@ -50,7 +50,7 @@ pub fn map_external_data(tensor: &TensorProto, model_dir: &Path) -> Result<Bytes
         entry.map(|e| e.value())
     };
     let number = |key| entry(key).and_then(|text| text.parse::<usize>().ok());
-    let file = Source::open(&model_dir.join(entry("location").unwrap_or_default()))?;
+    let file = Source::map(&model_dir.join(entry("location").unwrap_or_default()))?;
     let start = number("offset").unwrap_or(0);
     let length = number("length").or_else(|| usize::try_from(payload(tensor)?).ok());
     let end = length.map_or(Some(file.bytes().len()), |length| start.checked_add(length));
