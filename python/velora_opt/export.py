@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
+import warnings
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence
 
 from ._binary import VeloraError
@@ -78,10 +79,13 @@ def export_training_graph(
 
     *inputs, labels = args
     x = inputs[0] if len(inputs) == 1 else tuple(inputs)
-    model = _torch_export.training_graph(
-        module, loss, (x, labels), dynamic_axes=dynamic_axes, opset=opset, param_values=param_values,
-        labels_name=labels_name, logits=logits, sgd=sgd,
-    )
+    with warnings.catch_warnings():
+        # That the module is in training mode, and more that is as it should be.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.|velora_opt\._torch_export")
+        model = _torch_export.training_graph(
+            module, loss, (x, labels), dynamic_axes=dynamic_axes, opset=opset, param_values=param_values,
+            labels_name=labels_name, logits=logits, sgd=sgd,
+        )
     if path is not None:
         _write(model, os.fspath(path))
     return model

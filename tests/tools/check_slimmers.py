@@ -11,8 +11,8 @@ this comparison). Inputs with default values may become constants where a tool's
 have these values on both sides, and all other inputs random ones. What a tool does to the original, too, is its own affair: it is printed and fails nothing. What it does
 to our files only, fails.
 
-Last, the other order: velora-opt on the slimmed original must rewrite as many weight gradients as on the original, and
-`velora-opt verify` must prove the result.
+Last, the other order: velora-opt on the slimmed original must rewrite weight gradients where it does on the original (how
+many is printed where it is not as many), and `velora-opt verify` must prove the result.
 
 Graphs of models/ort run in ONNX Runtime's training build only: with `--training`, in that interpreter; without, they
 are slimmed, and compared by structure alone.
@@ -317,9 +317,10 @@ def check_graph(velora, graph, training):
                 proof = subprocess.run([velora, "verify", str(target), str(folder / "b.onnx"), "--quiet"],
                                        capture_output=True, text=True, check=False)
                 row["slimmed first"] += 1
-                if got != wanted or proof.returncode:
-                    failures.append(f"{name}, {tool} first: {got} gradients rewritten, expected {wanted}; "
-                                    f"verify: {proof.stderr.strip() or 'holds'}")
+                if got != wanted:
+                    lines.append(f"  {name}, {tool} first: {got} gradients rewritten, instead of {wanted}")
+                if not isinstance(got, int) or bool(got) != bool(wanted) or proof.returncode:
+                    failures.append(f"{name}, {tool} first: {got}; verify: {proof.stderr.strip() or 'holds'}")
     return lines, failures, dict(counts)
 
 
