@@ -36,7 +36,9 @@ def main():
     for old in out.glob("velora_opt-*.whl"):
         old.unlink()
     # `maturin zig` leaves out what rustc tells linkers and zig does not know.
-    linker = out / f"link-{opt.glibc}"
+    # rustc tells from a linker's name what it is: this one is a compiler.
+    linker = out / f"glibc-{opt.glibc}" / "cc"
+    linker.parent.mkdir(exist_ok=True)
     target = f"{machine}-linux-gnu.{opt.glibc}"
     linker.write_text(f'#!/bin/sh\nexec "{scripts}/maturin" zig cc -- -target {target} "$@"\n', encoding="utf-8")
     linker.chmod(0o755)
