@@ -205,6 +205,14 @@ impl<'g> Emit<'g> {
         })
     }
 
+    /// Whether a value comes out of a `Reshape`. onnxslim merges that with the gate's and keeps the shape of
+    /// the gate: zeros would then keep the axes of what was there before the first, so that the whole shape
+    /// is said.
+    fn behind_reshape(&self, value: ValueId) -> bool {
+        let producer = self.graph.producer(value).map(|n| self.graph.node(n));
+        producer.is_some_and(|node| node.domain().is_empty() && node.op() == "Reshape")
+    }
+
     /// Hands one input of a node on once the vectors exist.
     fn gate(&mut self, shapes: &Shapes, waiter: NodeId, slot: usize, vectors: &[String]) {
         let Some(value) = self.graph.node(waiter).inputs.get(slot).copied().flatten() else {
@@ -214,19 +222,25 @@ impl<'g> Emit<'g> {
             return;
         };
         let tensor = self.graph.value(value).name.clone();
-        let same = self.constant(vec![0; rank]);
+        let mut nodes = Vec::new();
+        let same = match self.behind_reshape(value) {
+            true => {
+                let same = self.fresh(format!("velora.pin.{tensor}.same"));
+                nodes.push(part("Shape", &[&tensor], &same, &tensor));
+                same
+            }
+            false => self.constant(vec![0; rank]),
+        };
         let shape = self.fresh(format!("velora.pin.{tensor}.shape"));
         let inputs: Vec<&str> = std::iter::once(same.as_str())
             .chain(vectors.iter().map(String::as_str))
             .collect();
         let gated = self.fresh(format!("velora.pin.{tensor}.gated"));
-        let nodes = vec![
-            NodeProto {
-                attribute: vec![int("axis", 0)],
-                ..part("Concat", &inputs, &shape, &tensor)
-            },
-            part("Reshape", &[&tensor, &shape], &gated, &tensor),
-        ];
+        nodes.push(NodeProto {
+            attribute: vec![int("axis", 0)],
+            ..part("Concat", &inputs, &shape, &tensor)
+        });
+        nodes.push(part("Reshape", &[&tensor, &shape], &gated, &tensor));
         self.patch.insert_before(waiter, nodes);
         if let Some(r#type) = self.declared(shapes, value) {
             self.patch.add_value_info(ValueInfoProto {

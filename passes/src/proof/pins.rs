@@ -1,7 +1,7 @@
 //! That pins carry no value: each part of one does what makes it a mere dependence.
 
 use super::{Difference, at};
-use velora_graph::ir::{Graph, NodeId, ValueId};
+use velora_graph::ir::{Graph, Node, NodeId, ValueId};
 use velora_graph::shapes::{DataType, Shapes};
 
 /// Checks one node of a pin: a `Reshape` to the shape that its tensor has, or a part of how an empty
@@ -18,6 +18,7 @@ pub fn check(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<(), Differenc
     let rank = |value: Option<ValueId>| Some(shapes.of(value?).shape.as_ref()?.len());
     let right = match node.op() {
         "Unsqueeze" => says(1, &[0]),
+        "Shape" => whole_shape(node),
         "Slice" => says(1, &[0]) && says(2, &[0]) && says(3, &[0]) && input(4).is_none(),
         "Cast" => {
             node.int("to", 0) == i64::from(DataType::INT64.0)
@@ -38,12 +39,18 @@ pub fn check(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<(), Differenc
             input(1).and_then(|shape| graph.producer(shape)),
         ) {
             (Some(rank), Some(shape)) => {
-                // As many zeros as the tensor has axes: each keeps its axis.
                 let shape = graph.node(shape);
-                let zeros = shape.inputs.first().copied().flatten();
-                let zeros = zeros.and_then(|value| graph.constant_ints(value));
-                let keeps = zeros.is_some_and(|z| z.len() == rank && z.iter().all(|&n| n == 0));
-                keeps && is_pin(graph, input(1), "Concat") && node.int("allowzero", 0) == 0
+                let same = shape.inputs.first().copied().flatten();
+                // As many zeros as the tensor has axes: each keeps its axis.
+                let zeros = same.and_then(|value| graph.constant_ints(value));
+                let zeros = zeros.is_some_and(|z| z.len() == rank && z.iter().all(|&n| n == 0));
+                let of = same.and_then(|value| graph.producer(value));
+                let own = of.map(|id| graph.node(id)).is_some_and(|of| {
+                    is_pin(graph, same, "Shape")
+                        && whole_shape(of)
+                        && of.inputs.first() == node.inputs.first()
+                });
+                (zeros || own) && is_pin(graph, input(1), "Concat") && node.int("allowzero", 0) == 0
             }
             _ => false,
         },
@@ -58,6 +65,11 @@ pub fn check(graph: &Graph, shapes: &Shapes, id: NodeId) -> Result<(), Differenc
             "is marked as part of a pin, and may change a value",
         )),
     }
+}
+
+/// Whether a `Shape` says the sizes of all axes.
+fn whole_shape(node: &Node) -> bool {
+    node.attribute("start").is_none() && node.attribute("end").is_none()
 }
 
 /// Whether a value is made by a certain node of a pin.
