@@ -59,6 +59,15 @@ impl Input {
     }
 }
 
+/// Checks the external data of a model read from `source`, before anything follows its references.
+///
+/// # Errors
+/// Where a reference is not acceptable, or there is no folder that it could be relative to.
+pub fn check_data(model: &mut ModelProto, source: &Path) -> Result<()> {
+    let source = (!is_stream(source)).then_some(source);
+    external::check(model, source).map(drop)
+}
+
 /// Writes a rewritten model, with what `mode` says about the external data of the model `source`
 /// was read from. Data files are written before the model, so that a model that exists is whole.
 ///

@@ -131,7 +131,7 @@ fn external_data_is_checked_wherever_tensors_are() {
     let inner = || with_initializer(bad()).graph.unwrap();
     let cases = [
         in_graph(in_node(AttributeProto {
-            t: Some(bad()),
+            t: Some(Box::new(bad())),
             ..attribute()
         })),
         in_graph(in_node(AttributeProto {
@@ -168,7 +168,7 @@ fn external_data_is_checked_wherever_tensors_are() {
         ModelProto {
             functions: vec![FunctionProto {
                 node: vec![node(AttributeProto {
-                    t: Some(bad()),
+                    t: Some(Box::new(bad())),
                     ..attribute()
                 })],
                 ..Default::default()
@@ -178,7 +178,7 @@ fn external_data_is_checked_wherever_tensors_are() {
         ModelProto {
             functions: vec![FunctionProto {
                 attribute_proto: vec![AttributeProto {
-                    t: Some(bad()),
+                    t: Some(Box::new(bad())),
                     ..attribute()
                 }],
                 ..Default::default()

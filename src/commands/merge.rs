@@ -2,7 +2,7 @@
 
 use crate::adapter_file;
 use crate::cli::{ExternalData, MergeArguments, is_stream};
-use crate::io::{Input, folder_of, write_model};
+use crate::io::{Input, check_data, folder_of, write_model};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeSet;
 use velora_graph::onnx::schema::TensorProto;
@@ -17,6 +17,7 @@ use velora_runtime::lower::constants;
 /// Where the model lacks a weight, or one has another shape or type; nothing is written then.
 pub fn run(arguments: &MergeArguments) -> Result<()> {
     let Input { name, mut model } = Input::read(&arguments.model, arguments.allow_unknown_fields)?;
+    check_data(&mut model, &arguments.model)?;
     let data = data::read(&arguments.adapter).context("cannot use the adapters")?;
     let layers = adapter_file::read(&data)?;
     let folder = folder_of(&arguments.model);

@@ -15,10 +15,11 @@ use prost::Message;
 
 use super::schema::ModelProto;
 
+mod beneath;
 mod external;
 mod wire;
 
-pub use external::{check_external_data, map_external_data};
+pub use external::{ExternalData, check_external_data, map_external_data, open_external_file};
 use wire::{Fault, Walk};
 
 /// What to do with fields that the schema does not describe.
@@ -132,21 +133,35 @@ pub struct Source {
 impl Source {
     /// Maps a file. Nothing is read yet.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let io_error = |action| {
-            move |source| FileError::Io {
-                action,
-                path: path.to_path_buf(),
-                source,
-            }
-        };
-        // Asked before opening, because opening a pipe would wait for its writer.
-        let metadata = fs::metadata(path).map_err(io_error("read"))?;
+        // Asked before opening, because opening a device may do something, and a pipe would wait for its
+        // writer; and again of the opened file, which may be another by then.
+        let metadata = fs::metadata(path).map_err(failed("read", path))?;
         if !metadata.is_file() {
             return Err(FileError::NotAFile {
                 path: path.to_path_buf(),
             });
         }
-        let file = File::open(path).map_err(io_error("open"))?;
+        let mut options = File::options();
+        options.read(true);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::OpenOptionsExt;
+            // The bits are of the type that the system's headers have.
+            let flags = rustix::fs::OFlags::NONBLOCK.bits();
+            options.custom_flags(flags as i32);
+        }
+        let file = options.open(path).map_err(failed("open", path))?;
+        Source::map(&file, path)
+    }
+
+    /// Maps an opened file; errors name it `path`.
+    pub fn map(file: &File, path: &Path) -> Result<Self, FileError> {
+        let metadata = file.metadata().map_err(failed("read", path))?;
+        if !metadata.is_file() {
+            return Err(FileError::NotAFile {
+                path: path.to_path_buf(),
+            });
+        }
         let bytes = if metadata.len() == 0 {
             Bytes::new()
         } else {
@@ -154,7 +169,7 @@ impl Source {
             // an input file (outputs are new files renamed into place, which leaves a mapped one
             // alone). As with every mapped file, another process that truncates or rewrites it in
             // place while the tool runs breaks it; that is a documented limit of the tool.
-            let map = unsafe { Mmap::map(&file) }.map_err(io_error("map"))?;
+            let map = unsafe { Mmap::map(file) }.map_err(failed("map", path))?;
             Bytes::from_owner(map)
         };
         Ok(Self {
@@ -176,6 +191,15 @@ impl Source {
     /// Decodes the model in the file; its payloads are slices of the mapping.
     pub fn decode(&self, unknown: UnknownFields) -> Result<ModelProto, FileError> {
         decode_named(self.bytes.clone(), &self.path, unknown)
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_path_buf();
+    move |source| FileError::Io {
+        action,
+        path,
+        source,
     }
 }
 
