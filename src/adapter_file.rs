@@ -205,10 +205,15 @@ pub fn merge(weight: &mut [f32], dims: &[i64], layer: &Layer, data: &Dataset) ->
     let size = |cut: &Factor<&[f32]>| cut.features.div_ceil(cut.groups.max(1));
     let fits = |cut: &Factor<&[f32]>| {
         let m = size(cut);
+        // The number of groups is the file's word.
+        let (rows, all) = (
+            cut.groups.checked_mul(cut.outputs),
+            cut.groups.checked_mul(m),
+        );
         cut.groups > 0
-            && a.len() == cut.groups * cut.outputs
-            && (v.len() == m || v.len() == cut.groups * m)
-            && weight.len() == cut.features * cut.outputs
+            && rows == Some(a.len())
+            && (v.len() == m || all == Some(v.len()))
+            && cut.features.checked_mul(cut.outputs) == Some(weight.len())
     };
     let Some(cut) = cut.filter(fits) else {
         bail!(

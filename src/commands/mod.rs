@@ -12,14 +12,14 @@ pub mod verify;
 
 use crate::cli::{GraphArguments, ParameterInit, SourceArguments, is_stream};
 use crate::dims::sizes;
-use crate::io::{Input, write_text};
+use crate::io::{Input, check_data, write_text};
 use crate::report::{Report, Style, View, html, inspected, json, optimized};
 use anyhow::{Context, Result, bail};
 use std::borrow::Cow;
 use std::path::Path;
 use velora_graph::analysis::Settings;
 use velora_graph::analysis::roles::{Hints, Roles};
-use velora_graph::inline::inline;
+use velora_graph::inline::{check_calls, inline};
 use velora_graph::ir::Model;
 use velora_passes::ops;
 use velora_runtime::session::directions::{self, Unfilled};
@@ -54,6 +54,7 @@ impl Loaded {
         if input.model.graph.is_none() {
             bail!("{name}: the file has no graph");
         }
+        check_calls(&input.model).with_context(|| name.clone())?;
         let model = Model::from_proto(input.model).with_context(|| name.clone())?;
         let sizes = sizes(&model.graph, &arguments.dims).with_context(|| name.clone())?;
         let hints = Hints {
@@ -73,6 +74,16 @@ impl Loaded {
             model,
             settings: Settings { hints, sizes },
         })
+    }
+
+    /// Reads a training graph that is to be executed, with the data of its tensors wherever it is.
+    ///
+    /// # Errors
+    /// As [`Loaded::read`], and where references to data are not acceptable.
+    fn read_whole(path: &Path, arguments: &SourceArguments) -> Result<Loaded> {
+        let loaded = Loaded::open(path, arguments)?;
+        check_data(&mut loaded.model.to_proto(), path)?;
+        Ok(loaded)
     }
 
     /// The graph as the runtime takes it, which knows operators and not functions: calls of functions but
