@@ -3,10 +3,15 @@
 //! A target takes any bytes and panics where something is wrong; input that is refused with an error
 //! is fine.
 
+#[path = "targets_data.rs"]
+mod data;
+
+pub use data::{npz, safetensors};
 use prost::Message;
 use prost::bytes::Bytes;
 use std::collections::BTreeMap;
 use velora_graph::analysis::{Analyses, Settings};
+use velora_graph::inline::inline;
 use velora_graph::ir::{Graph, GraphError, Model};
 use velora_graph::onnx::read::{UnknownFields, decode as read};
 use velora_graph::onnx::schema::ModelProto;
@@ -22,11 +27,13 @@ use velora_passes::select::{Gradients, Grouping, Init, Preset, Selection};
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every target, by name.
-pub const TARGETS: [(&str, Target); 4] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("decode", decode),
     ("text", text),
     ("analyse", analyse),
     ("step", step),
+    ("npz", npz),
+    ("safetensors", safetensors),
 ];
 
 /// The bytes that the streaming writer makes of a model.
@@ -104,6 +111,16 @@ pub fn analyse(data: &[u8]) -> bool {
         let listing = found.listing(&model);
         assert!(listing.lines().count() >= text.lines().count() + found.list.len());
         assert!(!found.to_string().is_empty());
+    }
+    // As a command does that executes the graph; the rest of the target keeps the calls.
+    if !model.functions.is_empty()
+        && let Ok(inlined) = inline(model.clone())
+    {
+        let indexed = Model::from_proto(inlined);
+        assert!(
+            verdict.is_err() || indexed.is_ok(),
+            "verified, and yet no graph without calls"
+        );
     }
     let Some(proto) = model.graph.take() else {
         return true;

@@ -205,10 +205,15 @@ pub fn merge(weight: &mut [f32], dims: &[i64], layer: &Layer, data: &Dataset) ->
     let size = |cut: &Factor<&[f32]>| cut.features.div_ceil(cut.groups.max(1));
     let fits = |cut: &Factor<&[f32]>| {
         let m = size(cut);
+        // The number of groups is the file's word.
+        let (rows, all) = (
+            cut.groups.checked_mul(cut.outputs),
+            cut.groups.checked_mul(m),
+        );
         cut.groups > 0
-            && a.len() == cut.groups * cut.outputs
-            && (v.len() == m || v.len() == cut.groups * m)
-            && weight.len() == cut.features * cut.outputs
+            && rows == Some(a.len())
+            && (v.len() == m || all == Some(v.len()))
+            && cut.features.checked_mul(cut.outputs) == Some(weight.len())
     };
     let Some(cut) = cut.filter(fits) else {
         bail!(
@@ -231,4 +236,44 @@ pub fn merge(weight: &mut [f32], dims: &[i64], layer: &Layer, data: &Dataset) ->
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Times two outputs, the number of groups is that of the adapter's elements, but for what does not fit.
+    #[test]
+    fn a_number_of_groups_that_wraps_is_refused() {
+        let arrays = [("a", vec![0.0; 4]), ("v", vec![1.0])];
+        let arrays = arrays.map(|(name, elements)| {
+            let tensor = Tensor::from_f32(&[elements.len()], &elements);
+            (name.to_owned(), tensor)
+        });
+        let data = Dataset {
+            file: "adapter".into(),
+            arrays: arrays.into(),
+            metadata: BTreeMap::new(),
+        };
+        let mut layer = Layer {
+            param: "w".to_owned(),
+            adapter: "a".to_owned(),
+            direction: "v".to_owned(),
+            groups: (1 << 63) + 2,
+            features_last: false,
+        };
+        let error = merge(&mut [0.0; 8], &[4, 2], &layer, &data).unwrap_err();
+        assert!(error.to_string().contains("4 numbers in"), "{error}");
+        layer.groups = 2;
+        assert!(
+            merge(&mut [0.0; 8], &[4, 2], &layer, &data).is_err(),
+            "v has two numbers then"
+        );
+        layer.groups = 4;
+        assert!(
+            merge(&mut [0.0; 8], &[4, 1], &layer, &data).is_err(),
+            "the weight has four"
+        );
+    }
 }

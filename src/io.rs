@@ -72,6 +72,15 @@ impl Input {
     }
 }
 
+/// Checks the external data of a model read from `source`, before anything follows its references.
+///
+/// # Errors
+/// Where a reference is not acceptable, or there is no folder that it could be relative to.
+pub fn check_data(model: &mut ModelProto, source: &Path) -> Result<()> {
+    let source = (!is_stream(source)).then_some(source);
+    external::check(model, source).map(drop)
+}
+
 /// Where a model is to be written, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Output<'a> {

@@ -66,10 +66,42 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line, and nothing that steers a terminal, whatever names are in it.
-            let message = format!("{error:#}").replace(char::is_control, " ");
-            eprintln!("velora-opt: {message}");
+            eprintln!("velora-opt: {}", shown(&format!("{error:#}")));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A message as it is said: in one line, with nothing that steers a terminal, and not without end, whatever
+/// names are in it.
+fn shown(message: &str) -> String {
+    const BEGIN: usize = 1200;
+    const END: usize = 400;
+    let message = message.replace(char::is_control, " ");
+    let length = message.chars().count();
+    if length <= BEGIN + END {
+        return message;
+    }
+    let begin: String = message.chars().take(BEGIN).collect();
+    let end: String = message.chars().skip(length - END).collect();
+    format!("{begin} [{} characters more] {end}", length - BEGIN - END)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn messages_are_short_and_steer_nothing() {
+        assert_eq!(shown("a\n\u{1b}[31mb"), "a  [31mb");
+        assert_eq!(shown(&"é".repeat(1600)), "é".repeat(1600));
+        let long = format!("begin{}end", "é".repeat(10_000));
+        let cut = shown(&long);
+        assert!(
+            cut.starts_with("beginé")
+                && cut.ends_with("éend")
+                && cut.contains(" [8408 characters more] "),
+            "{cut}"
+        );
     }
 }

@@ -25,10 +25,15 @@ use crate::suggest::nearest;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 /// The version of the format that is written, and the only one that is read.
 pub const VERSION: i64 = 1;
+
+/// The longest plan that is read, in bytes.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// A plan as it stands in the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -111,8 +116,17 @@ impl Plan {
             let text = std::io::read_to_string(std::io::stdin());
             return Plan::parse("<stdin>", &text.context("cannot read standard input")?);
         }
-        let text = std::fs::read_to_string(path);
-        let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+        // Plans are short; what has no end must not fill the memory.
+        let mut text = String::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        if text.len() as u64 > MAX_BYTES {
+            bail!(
+                "{}: longer than {MAX_BYTES} bytes, which no plan is",
+                path.display()
+            );
+        }
         Plan::parse(&path.display().to_string(), &text)
     }
 

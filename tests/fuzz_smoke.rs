@@ -14,8 +14,10 @@ use std::path::Path;
 const MUTATIONS: usize = 2500;
 const JOBS: usize = 100;
 
-fn seeds() -> Vec<(String, Vec<u8>)> {
+/// The seeds of a kind, `models` or `arrays`, by name.
+fn seeds(kind: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+    let folder = folder.join(kind);
     let mut seeds: Vec<_> = (std::fs::read_dir(folder).unwrap())
         .map(|entry| entry.unwrap().path())
         .map(|path| {
@@ -107,7 +109,10 @@ fn mutate(random: &mut Random, seed: &[u8], other: &[u8]) -> Vec<u8> {
 fn run(name: &str) {
     let target = targets::TARGETS.iter().find(|t| t.0 == name).unwrap().1;
     let mutations = if name == "step" { JOBS } else { MUTATIONS };
-    let seeds = seeds();
+    let seeds = seeds(match name {
+        "npz" | "safetensors" => "arrays",
+        _ => "models",
+    });
     let mut random = Random(0x5eed);
     let mut accepted = 0;
     for (seed, bytes) in &seeds {
@@ -155,10 +160,57 @@ fn step() {
     run("step");
 }
 
+#[test]
+fn npz() {
+    run("npz");
+}
+
+#[test]
+fn safetensors() {
+    run("safetensors");
+}
+
+/// A file of tensors may be a checkpoint: its header, in the metadata, is JSON within JSON.
+#[test]
+fn checkpoints() {
+    let seeds = seeds("arrays");
+    let (_, seed) = { seeds.iter() }
+        .find(|(name, _)| name.starts_with("checkpoint"))
+        .unwrap();
+    let mut random = Random(0x5eed);
+    let mut accepted = 0;
+    for _ in 0..MUTATIONS {
+        let input = mutate(&mut random, seed, seed);
+        let file = Path::new("checkpoint.safetensors");
+        let Ok(dataset) = velora_runtime::data::safetensors::decode(input.into(), file) else {
+            continue;
+        };
+        let Ok(checkpoint) = velora_runtime::session::checkpoint::decode(dataset) else {
+            continue;
+        };
+        let owned = |name: &String| checkpoint.parameters.contains_key(name);
+        assert!(checkpoint.state.keys().all(owned), "state of nothing");
+        accepted += 1;
+    }
+    assert!(accepted > MUTATIONS / 100, "only {accepted} were accepted");
+}
+
+/// Each seed of arrays is for one of the two readers.
+#[test]
+fn every_seed_of_arrays_is_accepted() {
+    for (name, bytes) in seeds("arrays") {
+        let reader = match name.ends_with(".safetensors") {
+            true => targets::safetensors,
+            false => targets::npz,
+        };
+        assert!(reader(&bytes), "{name}");
+    }
+}
+
 /// Seeds that the targets refuse at once would test nothing.
 #[test]
 fn every_seed_is_a_model_that_indexes() {
-    for (name, bytes) in seeds() {
+    for (name, bytes) in seeds("models") {
         let model = match name.ends_with(".txt") {
             true => velora_graph::text::parse_model(std::str::from_utf8(&bytes).unwrap()).unwrap(),
             false => {

@@ -5,6 +5,12 @@
 
 use std::collections::{HashMap, HashSet};
 
+mod calls;
+
+pub use calls::check_calls;
+use prost::Message;
+
+use crate::extent::Extent;
 use crate::onnx::schema::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
 };
@@ -15,8 +21,11 @@ const KEPT: &str = "ai.velora";
 /// How deep calls may nest: deeper ones are no work of an exporter, and would exhaust the stack.
 const MAX_CALLS: usize = 64;
 
-/// How many nodes calls may expand to: functions that call others twice grow as powers of two.
-const MAX_NODES: usize = 250_000;
+/// What calls may expand to: functions that call others twice grow as powers of two. Any model may have
+/// so many nodes and bytes of calls, and one of many nodes and bytes a multiple of its own.
+const NODES_OF_ANY: usize = 50_000;
+const BYTES_OF_ANY: usize = 64 << 20;
+const MULTIPLE: usize = 16;
 
 /// Why a model's functions cannot be inlined.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +36,21 @@ pub enum InlineError {
     /// Calls nest too deep.
     #[error("calls of functions nest deeper than {MAX_CALLS} at `{0}`")]
     Depth(String),
-    /// The bodies are too many.
-    #[error("inlining `{0}` would make more than {MAX_NODES} nodes of function calls")]
-    Size(String),
+    /// The bodies are too many, or too long.
+    #[error(
+        "inlining `{function}` would make more than {most} {what} of function calls, in a model that has \
+         {own}: expected {MULTIPLE} times as many at most, or functions that call each other less"
+    )]
+    Size {
+        /// The function whose body is one too many.
+        function: String,
+        /// Nodes or bytes.
+        what: &'static str,
+        /// How many there may be.
+        most: usize,
+        /// How many the model has before.
+        own: usize,
+    },
     /// A call that its function does not fit.
     #[error("node `{node}` calls function `{function}` with {given} {what}; it has {expected}")]
     Arity {
@@ -150,20 +171,32 @@ pub fn inline(mut model: ModelProto) -> Result<ModelProto, InlineError> {
             return Err(InlineError::Duplicate(name));
         }
     }
+    let mut own = Extent::default();
+    let mut bytes = model.encoded_len();
+    for function in functions.values() {
+        own.add(&function.node);
+        bytes = bytes.saturating_add(function.encoded_len());
+    }
     let mut names = Names::default();
     for graph in graphs(&mut model) {
         names.of_graph(graph);
+        own.add(&graph.node);
     }
+    own.bytes = bytes;
     for function in &model.functions {
         names.values.names.extend(function.input.iter().cloned());
         names.of_nodes(&function.node);
     }
+    let extents = functions.iter();
+    let extents = extents.map(|(key, function)| (key, Extent::of_function(function)));
     let mut inliner = Inliner {
         functions: &functions,
+        extents: extents.collect(),
+        own,
+        made: Extent::default(),
         opsets: std::mem::take(&mut model.opset_import),
         names,
         calls: Vec::new(),
-        nodes: 0,
     };
     for graph in graphs(&mut model) {
         inliner.graph(graph)?;
@@ -256,12 +289,16 @@ fn defined(graph: &GraphProto) -> impl Iterator<Item = &str> {
 
 struct Inliner<'f> {
     functions: &'f HashMap<Key, FunctionProto>,
+    /// How large the bodies are.
+    extents: HashMap<&'f Key, Extent>,
+    /// How large the model was.
+    own: Extent,
+    /// What calls have expanded to.
+    made: Extent,
     opsets: Vec<OperatorSetIdProto>,
     names: Names,
     /// The functions whose bodies are being expanded, from the outermost.
     calls: Vec<Key>,
-    /// How many nodes calls have expanded to.
-    nodes: usize,
 }
 
 impl Inliner<'_> {
@@ -288,16 +325,42 @@ impl Inliner<'_> {
             if self.calls.len() == MAX_CALLS {
                 return Err(InlineError::Depth(shown(&key)));
             }
-            self.nodes = self.nodes.saturating_add(function.node.len());
-            if self.nodes > MAX_NODES {
-                return Err(InlineError::Size(shown(&key)));
-            }
+            self.charge(&node, function, &key)?;
             let body = self.body(&node, function, &shown(&key))?;
             self.calls.push(key);
             expanded.extend(self.expand(body)?);
             self.calls.pop();
         }
         Ok(expanded)
+    }
+
+    /// Counts a body before it is made.
+    fn charge(
+        &mut self,
+        call: &NodeProto,
+        function: &FunctionProto,
+        key: &Key,
+    ) -> Result<(), InlineError> {
+        let extent = self.extents.get(key).copied().unwrap_or_default();
+        let bytes = extent.called(call, label(call), function);
+        self.made.nodes = self.made.nodes.saturating_add(extent.nodes);
+        self.made.bytes = self.made.bytes.saturating_add(bytes);
+        for (what, made, own, any) in [
+            ("nodes", self.made.nodes, self.own.nodes, NODES_OF_ANY),
+            ("bytes", self.made.bytes, self.own.bytes, BYTES_OF_ANY),
+        ] {
+            let most = own.saturating_mul(MULTIPLE).saturating_add(any);
+            if made > most {
+                let function = shown(key);
+                return Err(InlineError::Size {
+                    function,
+                    what,
+                    most,
+                    own,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The nodes of a function in the names of a call.
@@ -308,10 +371,7 @@ impl Inliner<'_> {
         shown: &str,
     ) -> Result<Vec<NodeProto>, InlineError> {
         self.import(function, shown)?;
-        let label = match call.name.as_deref() {
-            None | Some("") => call.op_type.clone().unwrap_or_default(),
-            Some(name) => name.to_owned(),
-        };
+        let label = label(call).to_owned();
         for (what, given, expected) in [
             ("inputs", call.input.len(), function.input.len()),
             ("outputs", call.output.len(), function.output.len()),
@@ -398,11 +458,7 @@ impl Inliner<'_> {
                 }
             }
         }
-        let own = match node.name.as_deref() {
-            None | Some("") => node.op_type.as_deref().unwrap_or_default(),
-            Some(name) => name,
-        };
-        node.name = Some(self.names.nodes.fresh(call.label, own));
+        node.name = Some(self.names.nodes.fresh(call.label, label(node)));
         let mut attributes = Vec::with_capacity(node.attribute.len());
         for mut attribute in std::mem::take(&mut node.attribute) {
             match attribute.ref_attr_name.as_deref() {
@@ -482,6 +538,14 @@ impl Inliner<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// What a node is called: by its name, or its operator.
+fn label(node: &NodeProto) -> &str {
+    match node.name.as_deref() {
+        None | Some("") => node.op_type.as_deref().unwrap_or_default(),
+        Some(name) => name,
     }
 }
 

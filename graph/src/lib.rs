@@ -3,6 +3,7 @@
 
 pub mod analysis;
 pub mod dim;
+mod extent;
 pub mod inline;
 pub mod ir;
 pub mod onnx;

@@ -131,7 +131,7 @@ fn external_data_is_checked_wherever_tensors_are() {
     let inner = || with_initializer(bad()).graph.unwrap();
     let cases = [
         in_graph(in_node(AttributeProto {
-            t: Some(bad()),
+            t: Some(Box::new(bad())),
             ..attribute()
         })),
         in_graph(in_node(AttributeProto {
@@ -168,7 +168,7 @@ fn external_data_is_checked_wherever_tensors_are() {
         ModelProto {
             functions: vec![FunctionProto {
                 node: vec![node(AttributeProto {
-                    t: Some(bad()),
+                    t: Some(Box::new(bad())),
                     ..attribute()
                 })],
                 ..Default::default()
@@ -178,7 +178,7 @@ fn external_data_is_checked_wherever_tensors_are() {
         ModelProto {
             functions: vec![FunctionProto {
                 attribute_proto: vec![AttributeProto {
-                    t: Some(bad()),
+                    t: Some(Box::new(bad())),
                     ..attribute()
                 }],
                 ..Default::default()
@@ -221,4 +221,62 @@ fn external_data_has_the_size_of_its_tensor() {
         assert!(error.contains("the reference holds"), "{error}");
     }
     assert!(check(&[26], &[("location", "w.bin")]).is_err());
+}
+
+#[test]
+fn ranges_are_the_same_or_have_nothing_in_common() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("sub")).unwrap();
+    for name in ["w.bin", "v.bin"] {
+        fs::write(folder.path().join(name), [0; 100]).unwrap();
+    }
+    let check = |ranges: &[(&str, &str, &str)]| {
+        let tensors = ranges.iter().enumerate();
+        let tensors = tensors.map(|(number, (location, offset, length))| TensorProto {
+            name: text(&format!("t{number}")),
+            ..external(&[
+                ("location", location),
+                ("offset", offset),
+                ("length", length),
+            ])
+        });
+        let graph = GraphProto {
+            initializer: tensors.collect(),
+            ..Default::default()
+        };
+        let model = ModelProto {
+            graph: Some(graph),
+            ..Default::default()
+        };
+        check_external_data(&model, folder.path()).map_err(|error| error.to_string())
+    };
+    // Side by side, in any order, tied, of no bytes, in two files.
+    check(&[
+        ("w.bin", "50", "50"),
+        ("w.bin", "0", "50"),
+        ("./w.bin", "0", "50"),
+    ])
+    .unwrap();
+    check(&[
+        ("w.bin", "0", "100"),
+        ("w.bin", "50", "0"),
+        ("v.bin", "1", "99"),
+    ])
+    .unwrap();
+    for (first, second) in [("0", "49"), ("30", "0"), ("10", "20"), ("0", "10")] {
+        let ranges = [("w.bin", first, "50"), ("./w.bin", second, "40")];
+        let error = check(&ranges).unwrap_err();
+        assert!(
+            error.contains("\"t0\"") && error.contains("\"t1\""),
+            "{error}"
+        );
+        assert!(error.contains("overlap"), "{error}");
+    }
+    // One that lies within another, behind which a third begins.
+    let nested = [
+        ("w.bin", "0", "90"),
+        ("w.bin", "0", "90"),
+        ("w.bin", "80", "20"),
+    ];
+    assert!(check(&nested).unwrap_err().contains("\"t2\""));
 }

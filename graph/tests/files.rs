@@ -200,12 +200,22 @@ fn unknown_fields_are_refused_with_their_path() {
     let model = decode(bytes.into(), UnknownFields::Allow).unwrap();
     assert_eq!(model.graph.unwrap().node[3].attribute[0].name(), "a");
 
-    // At the root, and as a group, which only proto2 has.
-    for bytes in [field(99, b""), vec![0x9b, 0x06, 0x9c, 0x06]] {
+    // At the root, and as a group, which only proto2 has and no version of ONNX.
+    for (bytes, group) in [
+        (field(99, b""), false),
+        (vec![0x9b, 0x06, 0x9c, 0x06], true),
+    ] {
         let bytes = [vec![0x08, 10], bytes].concat();
         let error = decode(bytes.clone().into(), UnknownFields::Refuse).unwrap_err();
         assert!(matches!(&error, FileError::UnknownField { place, .. } if place == "field 99"));
-        decode(bytes.into(), UnknownFields::Allow).unwrap();
+        let allowed = decode(bytes.into(), UnknownFields::Allow);
+        match group {
+            false => drop(allowed.unwrap()),
+            true => {
+                let error = allowed.unwrap_err().to_string();
+                assert!(error.contains("field 99 is a group"), "{error}");
+            }
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use velora_runtime::tensor::Tensor;
 /// # Errors
 /// Where the model has none to fill, data or parameters do not fit it, or it cannot be written.
 pub fn run(arguments: &CalibrateArguments) -> Result<()> {
-    let mut loaded = Loaded::read(&arguments.source)?;
+    let mut loaded = Loaded::read_whole(&arguments.source.model, &arguments.source)?;
     let mut proto = loaded.model.to_proto();
     loaded.inline()?;
     let unfilled = loaded.measure()?;

@@ -24,7 +24,11 @@ use velora_runtime::cpu::Cpu;
 /// Where the file cannot be read, is no training graph, or a report cannot be written; with data, where
 /// that does not fit the graph or the graph cannot be executed.
 pub fn run(arguments: &InspectArguments) -> Result<()> {
-    let mut loaded = Loaded::read(&arguments.graph.source)?;
+    let source = &arguments.graph.source;
+    let mut loaded = match &arguments.data {
+        Some(_) => Loaded::read_whole(&source.model, source)?,
+        None => Loaded::read(source)?,
+    };
     let reports = [&arguments.graph.json, &arguments.graph.html];
     loaded.check_spared(reports.into_iter().flatten())?;
     if arguments.data.is_some() {

@@ -2,7 +2,7 @@
 
 use crate::adapter_file;
 use crate::cli::{ExternalData, MergeArguments};
-use crate::io::{Input, Output, folder_of, write_model};
+use crate::io::{Input, Output, check_data, folder_of, write_model};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeSet;
 use velora_graph::onnx::schema::TensorProto;
@@ -22,6 +22,7 @@ pub fn run(arguments: &MergeArguments) -> Result<()> {
         source,
         ..
     } = Input::read(&arguments.model, arguments.allow_unknown_fields)?;
+    check_data(&mut model, &arguments.model)?;
     let data = data::read(&arguments.adapter).context("cannot use the adapters")?;
     let layers = adapter_file::read(&data)?;
     let folder = folder_of(&arguments.model);

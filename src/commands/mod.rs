@@ -12,7 +12,7 @@ pub mod verify;
 
 use crate::cli::{GraphArguments, ParameterInit, SourceArguments, is_stream};
 use crate::dims::sizes;
-use crate::io::{Input, check_spares_data, write_text};
+use crate::io::{Input, check_data, check_spares_data, write_text};
 use crate::report::build::{Opened, Sides, report};
 use crate::report::{Report, Style, View, html, inspected, json, optimized};
 use anyhow::{Context, Result, bail};
@@ -20,7 +20,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use velora_graph::analysis::Settings;
 use velora_graph::analysis::roles::{Hints, Roles};
-use velora_graph::inline::inline;
+use velora_graph::inline::{check_calls, inline};
 use velora_graph::ir::Model;
 use velora_graph::onnx::read::Source;
 use velora_passes::ops;
@@ -60,6 +60,7 @@ impl Loaded {
         if input.model.graph.is_none() {
             bail!("{name}: the file has no graph");
         }
+        check_calls(&input.model).with_context(|| name.clone())?;
         let model = Model::from_proto(input.model).with_context(|| name.clone())?;
         let sizes = sizes(&model.graph, &arguments.dims).with_context(|| name.clone())?;
         let hints = Hints {
@@ -89,6 +90,16 @@ impl Loaded {
     /// Where one would.
     fn check_spared<'a>(&self, outputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
         check_spares_data(&self.data, outputs)
+    }
+
+    /// Reads a training graph that is to be executed, with the data of its tensors wherever it is.
+    ///
+    /// # Errors
+    /// As [`Loaded::read`], and where references to data are not acceptable.
+    fn read_whole(path: &Path, arguments: &SourceArguments) -> Result<Loaded> {
+        let loaded = Loaded::open(path, arguments)?;
+        check_data(&mut loaded.model.to_proto(), path)?;
+        Ok(loaded)
     }
 
     /// The graph as the runtime takes it, which knows operators and not functions: calls of functions but

@@ -37,7 +37,7 @@ use velora_runtime::session::trainer::{Report, Settings};
 /// is no number, or where a result cannot be written.
 pub fn run(arguments: &RunArguments) -> Result<()> {
     check_outputs(arguments)?;
-    let mut loaded = Loaded::read(&arguments.source)?;
+    let mut loaded = Loaded::read_whole(&arguments.source.model, &arguments.source)?;
     loaded.check_spared(
         arguments
             .outputs()

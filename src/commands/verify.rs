@@ -29,8 +29,8 @@ pub fn run(arguments: &VerifyArguments) -> Result<()> {
         check_replaceable(path)?;
     }
     let pair = Pair {
-        original: Loaded::read(&arguments.source)?,
-        rewritten: Loaded::open(&arguments.rewritten, &arguments.source)?,
+        original: Loaded::read_whole(&arguments.source.model, &arguments.source)?,
+        rewritten: Loaded::read_whole(&arguments.rewritten, &arguments.source)?,
         folders: [&arguments.source.model, &arguments.rewritten].map(|path| folder_of(path)),
     };
     let Pair {

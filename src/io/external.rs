@@ -5,12 +5,12 @@ use super::{Output, folder_of, is_one_place};
 use crate::cli::{ExternalData, is_stream};
 use crate::progress::Progress;
 use crate::report::bytes;
-use anyhow::{Context, Result, bail};
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Metadata};
-use std::io;
+use anyhow::{Context, Result, anyhow, bail};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
-use velora_graph::onnx::read::{FileError, Source, check_external_data};
+use velora_graph::onnx::read::ExternalData as Mapped;
+use velora_graph::onnx::read::{FileError, Source, check_external_data, open_external_file};
 use velora_graph::onnx::schema::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use velora_graph::onnx::write::Staged;
 
@@ -18,7 +18,7 @@ use velora_graph::onnx::write::Staged;
 #[derive(Debug, Default)]
 pub struct Placed {
     /// Data files that the model now has the content of, mapped.
-    inlined: BTreeMap<PathBuf, Source>,
+    inlined: Vec<Source>,
     /// Copies, not yet in their places. Declared before the folders that they are in, and dropped before them.
     copies: Vec<Staged>,
     /// Folders for the copies.
@@ -28,7 +28,7 @@ pub struct Placed {
 impl Placed {
     /// The files that payloads of the model lie in.
     pub fn inlined(&self) -> impl Iterator<Item = &Source> {
-        self.inlined.values()
+        self.inlined.iter()
     }
 
     /// Puts the copies in their places.
@@ -71,30 +71,21 @@ pub fn place(model: &mut ModelProto, source: Option<&Path>, output: Output<'_>) 
         quiet,
     } = output;
     let mut placed = Placed::default();
-    let (locations, example) = locations(model)?;
-    if locations.is_empty() {
+    let Some(External {
+        folder,
+        locations,
+        example,
+    }) = check(model, source)?
+    else {
         return Ok(placed);
-    }
-    let Some(source) = source else {
-        bail!(
-            "the model on standard input has external data (tensor '{example}'), which is found \
-             from the model's folder; give the path of the model's file"
-        );
     };
-    let folder = folder_of(source);
-    check_external_data(model, folder)?;
     let data = locations.iter().map(|location| folder.join(location));
     if let Some(data) = { data }.find(|data| !is_stream(out) && is_one_place(out, data)) {
         bail!("{}", would_replace(out, &data));
     }
     if mode == ExternalData::Inline {
-        for location in locations {
-            let source = Source::map(&folder.join(&location))?;
-            placed.inlined.insert(location, source);
-        }
-        // What is mapped is what was checked.
-        check_external_data(model, folder)?;
-        inline(model, folder, &placed.inlined)?;
+        // What is mapped is checked, tensor by tensor.
+        placed.inlined = inline(model, folder)?;
         return Ok(placed);
     }
     if is_stream(out) {
@@ -132,15 +123,59 @@ pub fn place(model: &mut ModelProto, source: Option<&Path>, output: Output<'_>) 
     Ok(placed)
 }
 
+/// External data that was checked.
+pub struct External<'a> {
+    /// The model's folder.
+    pub folder: &'a Path,
+    /// The files, below that folder.
+    pub locations: BTreeSet<PathBuf>,
+    /// The name of one tensor with such data.
+    pub example: String,
+}
+
+/// Checks the references to external data of a model read from `source`; `None` where it has none.
+///
+/// # Errors
+/// Where one is not acceptable, or there is no folder that they could be relative to.
+pub fn check<'a>(model: &mut ModelProto, source: Option<&'a Path>) -> Result<Option<External<'a>>> {
+    let (locations, example) = locations(model)?;
+    if locations.is_empty() {
+        return Ok(None);
+    }
+    let Some(source) = source else {
+        bail!(
+            "the model on standard input has external data (tensor '{example}'), which is found \
+             from the model's folder; give the path of the model's file"
+        );
+    };
+    let folder = folder_of(source);
+    check_external_data(model, folder)?;
+    Ok(Some(External {
+        folder,
+        locations,
+        example,
+    }))
+}
+
 /// Where the data of tensors lies, below the model's folder, and the name of one such tensor.
 ///
 /// # Errors
-/// None of its own.
+/// Where the dims of one are the size of nothing, so that its data could be of any length.
 pub fn locations(model: &mut ModelProto) -> Result<(BTreeSet<PathBuf>, String)> {
     let mut locations = BTreeSet::new();
     let mut example = String::new();
     visit(model, &mut |tensor| {
         if tensor.is_external() {
+            let sizes = tensor.dims.iter().map(|&size| u64::try_from(size).ok());
+            let elements = { sizes }.try_fold(1u64, |product, size| product.checked_mul(size?));
+            if elements.is_none() {
+                bail!(
+                    "external data of tensor {:?}: the dims {:?} are the size of nothing; expected sizes \
+                     that are not negative, and a product below 2^64",
+                    tensor.name(),
+                    tensor.dims
+                );
+            }
             example = tensor.name().to_owned();
             locations.insert(lexical(tensor));
         }
@@ -199,8 +234,7 @@ impl Placed {
             }
         }
         to = target.join(location);
-        let data =
-            open_checked(&from).with_context(|| format!("cannot open {}", from.display()))?;
+        let data = open(folder, location)?;
         let stamp = || data.metadata().map(|now| (now.len(), now.modified().ok()));
         let before = stamp();
         let mut progress = Progress::new(quiet);
@@ -221,65 +255,29 @@ impl Placed {
     }
 }
 
-/// Opens a file that was checked to be no link, and makes sure that it still is the one checked.
-fn open_checked(path: &Path) -> io::Result<File> {
-    let checked = fs::symlink_metadata(path)?;
-    let file = File::open(path)?;
-    if !checked.is_file() || !is_same(&checked, &file.metadata()?) {
-        return Err(io::Error::other("it is not the file that was checked"));
-    }
-    Ok(file)
+/// Opens a data file below the model's folder.
+///
+/// # Errors
+/// Where it is no longer what [`check_external_data`] found.
+pub fn open(folder: &Path, location: &Path) -> Result<File> {
+    // A model's locations have this separator on any system.
+    let names: Vec<_> = location.iter().map(|name| name.to_string_lossy()).collect();
+    let opened = open_external_file(&names.join("/"), folder);
+    opened.map_err(|(problem, hint)| anyhow!("external data: {problem}; {hint}"))
 }
 
-/// Whether both are one file; where files have no identity, nothing can be told.
-fn is_same(a: &Metadata, b: &Metadata) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        (a.dev(), a.ino()) == (b.dev(), b.ino())
-    }
-    #[cfg(not(unix))]
-    {
-        a.len() == b.len()
-    }
-}
-
-/// Puts the payloads into the model, as slices of the mapped data files.
-fn inline(
-    model: &mut ModelProto,
-    folder: &Path,
-    sources: &BTreeMap<PathBuf, Source>,
-) -> Result<()> {
+/// Puts the payloads into the model, as slices of the mapped data files, which it gives.
+fn inline(model: &mut ModelProto, folder: &Path) -> Result<Vec<Source>> {
+    let mut data = Mapped::new(folder);
     visit(model, &mut |tensor| {
-        if !tensor.is_external() {
-            return Ok(());
+        if tensor.is_external() {
+            tensor.raw_data = Some(data.map(tensor)?);
+            tensor.external_data.clear();
+            tensor.data_location = None;
         }
-        let location = lexical(tensor);
-        let path = folder.join(&location);
-        let bytes = sources.get(&location).map(Source::bytes);
-        let bytes = bytes.cloned().unwrap_or_default();
-        let number = |key: &str| entry(tensor, key).map(str::parse::<usize>).transpose();
-        let range = match (number("offset"), number("length")) {
-            (Ok(offset), Ok(length)) => {
-                let offset = offset.unwrap_or(0);
-                let end = length.map_or(Some(bytes.len()), |length| offset.checked_add(length));
-                end.filter(|&end| offset <= end && end <= bytes.len())
-                    .map(|end| offset..end)
-            }
-            _ => None,
-        };
-        let Some(range) = range else {
-            bail!(
-                "external data of tensor '{}' lies outside {}; is the data file complete?",
-                tensor.name(),
-                path.display()
-            );
-        };
-        tensor.raw_data = Some(bytes.slice(range));
-        tensor.external_data.clear();
-        tensor.data_location = None;
         Ok(())
-    })
+    })?;
+    Ok(data.into_sources())
 }
 
 type Visitor<'a> = &'a mut dyn FnMut(&mut TensorProto) -> Result<()>;
@@ -318,7 +316,7 @@ fn visit_nodes(nodes: &mut [NodeProto], each: Visitor<'_>) -> Result<()> {
 
 fn visit_attributes(attributes: &mut [AttributeProto], each: Visitor<'_>) -> Result<()> {
     for attribute in attributes {
-        let tensors = attribute.t.iter_mut().chain(&mut attribute.tensors);
+        let tensors = (attribute.t.as_deref_mut().into_iter()).chain(&mut attribute.tensors);
         tensors.into_iter().try_for_each(&mut *each)?;
         let sparse = attribute.sparse_tensor.as_deref_mut().into_iter();
         for sparse in sparse.chain(&mut attribute.sparse_tensors) {

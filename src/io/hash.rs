@@ -1,7 +1,6 @@
 //! SHA-256 of files, so that a certificate says what it is about.
 
-use super::external::locations;
-use super::folder_of;
+use super::external::{check, open};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -10,7 +9,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use velora_graph::ir::Model;
-use velora_graph::onnx::read::check_external_data;
 
 /// A file and its hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -36,16 +34,14 @@ pub struct Fingerprint {
 /// # Errors
 /// Where one cannot be read, or a reference leaves the model's folder.
 pub fn fingerprint(path: &Path, model: &Model) -> Result<Fingerprint> {
-    let mut proto = model.to_proto();
-    let folder = folder_of(path);
-    let (locations, _) = locations(&mut proto)?;
-    if !locations.is_empty() {
-        check_external_data(&proto, folder)?;
-    }
-    let external = locations.iter().map(|location| {
-        Ok(Hashed {
-            path: location.display().to_string(),
-            sha256: sha256(&folder.join(location))?,
+    let external = check(&mut model.to_proto(), Some(path))?;
+    let external = external.iter().flat_map(|external| {
+        let files = external.locations.iter();
+        files.map(|location| {
+            Ok(Hashed {
+                path: location.display().to_string(),
+                sha256: digest(open(external.folder, location)?, location)?,
+            })
         })
     });
     Ok(Fingerprint {
@@ -63,7 +59,12 @@ pub fn fingerprint(path: &Path, model: &Model) -> Result<Fingerprint> {
 /// Where it cannot be read.
 pub fn sha256(path: &Path) -> Result<String> {
     let unreadable = || format!("cannot read {}", path.display());
-    let mut file = File::open(path).with_context(unreadable)?;
+    digest(File::open(path).with_context(unreadable)?, path)
+}
+
+/// SHA-256 of an opened file, in hexadecimal.
+fn digest(mut file: File, path: &Path) -> Result<String> {
+    let unreadable = || format!("cannot read {}", path.display());
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

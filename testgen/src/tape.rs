@@ -314,7 +314,7 @@ impl Tape {
         if self.choices.seldom(4) {
             let attribute = AttributeProto {
                 name: Some("value".to_owned()),
-                t: Some(tensor),
+                t: Some(Box::new(tensor)),
                 r#type: Some(AttributeType::Tensor as i32),
                 ..Default::default()
             };

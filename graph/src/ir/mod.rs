@@ -271,7 +271,7 @@ impl Graph {
                 if let Some(int) = node.attribute("value_int") {
                     return int.i.map(|i| vec![i]);
                 }
-                node.attribute("value")?.t.as_ref()?
+                node.attribute("value")?.t.as_deref()?
             }
             _ => return None,
         };

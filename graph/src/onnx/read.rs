@@ -17,10 +17,11 @@ use prost::Message;
 
 use super::schema::ModelProto;
 
+mod beneath;
 mod external;
 mod wire;
 
-pub use external::{check_external_data, map_external_data};
+pub use external::{ExternalData, check_external_data, map_external_data, open_external_file};
 use wire::{Fault, Walk};
 
 /// What to do with fields that the schema does not describe.
@@ -163,32 +164,43 @@ impl Source {
     /// # Errors
     /// Where it is no file, cannot be opened, or changed while it was read.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        Source::open_as(path, |length| length > READ_BYTES)
+        // Asked before opening, because opening a device may do something, and a pipe would wait for its
+        // writer; and again of the opened file, which may be another by then.
+        let metadata = fs::metadata(path).map_err(failed("read", path))?;
+        if !metadata.is_file() {
+            return Err(FileError::NotAFile {
+                path: path.to_path_buf(),
+            });
+        }
+        let mut options = File::options();
+        options.read(true);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::OpenOptionsExt;
+            // The bits are of the type that the system's headers have.
+            let flags = rustix::fs::OFlags::NONBLOCK.bits();
+            options.custom_flags(flags as i32);
+        }
+        let file = options.open(path).map_err(failed("open", path))?;
+        Source::of(file, path, |length| length > READ_BYTES)
     }
 
-    /// Maps a file, however small, of which little may be used. Nothing is read yet.
+    /// Maps an opened file, however small, of which little may be used; errors name it `path`. Nothing of it is
+    /// read yet.
     ///
     /// # Errors
-    /// Where it is no file, or cannot be opened.
-    pub fn map(path: &Path) -> Result<Self, FileError> {
-        Source::open_as(path, |_| true)
+    /// Where it is no plain file, or cannot be mapped.
+    pub fn map(file: File, path: &Path) -> Result<Self, FileError> {
+        Source::of(file, path, |_| true)
     }
 
-    fn open_as(path: &Path, is_mapped: impl Fn(u64) -> bool) -> Result<Self, FileError> {
-        let io_error = |action| {
-            move |source| FileError::Io {
-                action,
+    fn of(file: File, path: &Path, is_mapped: impl Fn(u64) -> bool) -> Result<Self, FileError> {
+        if !file.metadata().map_err(failed("read", path))?.is_file() {
+            return Err(FileError::NotAFile {
                 path: path.to_path_buf(),
-                source,
-            }
-        };
-        // Asked before opening, because opening a pipe would wait for its writer.
-        if !fs::metadata(path).map_err(io_error("read"))?.is_file() {
-            let path = path.to_path_buf();
-            return Err(FileError::NotAFile { path });
+            });
         }
-        let file = File::open(path).map_err(io_error("open"))?;
-        let before = stamp(&file).map_err(io_error("read"))?;
+        let before = stamp(&file).map_err(failed("read", path))?;
         let (bytes, mapped) = if before.0 == 0 {
             (Bytes::new(), None)
         } else if is_mapped(before.0) {
@@ -197,14 +209,14 @@ impl Source {
             // alone). Another process may still truncate or rewrite it in place. Truncation ends this
             // process (`signals`); a rewrite changes payloads, which are bytes of any value to whoever reads
             // them, and is found by `check_unchanged`.
-            let map = unsafe { Mmap::map(&file) }.map_err(io_error("map"))?;
+            let map = unsafe { Mmap::map(&file) }.map_err(failed("map", path))?;
             (Bytes::from_owner(map), Some((Arc::new(file), before)))
         } else {
             let mut bytes = Vec::new();
             let limit = before.0.saturating_add(1);
             let read = (&file).take(limit).read_to_end(&mut bytes);
-            let length = read.map_err(io_error("read"))?;
-            let after = stamp(&file).map_err(io_error("read"))?;
+            let length = read.map_err(failed("read", path))?;
+            let after = stamp(&file).map_err(failed("read", path))?;
             if after != before || length as u64 != before.0 {
                 let path = path.to_path_buf();
                 return Err(FileError::Changed { path });
@@ -252,6 +264,15 @@ impl Source {
     /// Decodes the model in the file; its payloads are slices of the file's bytes.
     pub fn decode(&self, unknown: UnknownFields) -> Result<ModelProto, FileError> {
         decode_named(self.bytes.clone(), &self.path, unknown)
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_path_buf();
+    move |source| FileError::Io {
+        action,
+        path,
+        source,
     }
 }
 

@@ -38,8 +38,9 @@ pub struct AttributeProto {
     pub i: Option<i64>,
     #[prost(bytes = "bytes", optional, tag = "4")]
     pub s: Option<Bytes>,
-    #[prost(message, optional, tag = "5")]
-    pub t: Option<TensorProto>,
+    /// Boxed, as are other messages that few attributes have: a node with one attribute reserves four.
+    #[prost(message, optional, boxed, tag = "5")]
+    pub t: Option<Box<TensorProto>>,
     #[prost(message, optional, boxed, tag = "6")]
     pub g: Option<Box<GraphProto>>,
     #[prost(float, repeated, packed = "false", tag = "7")]
@@ -54,8 +55,8 @@ pub struct AttributeProto {
     pub graphs: Vec<GraphProto>,
     #[prost(string, optional, tag = "13")]
     pub doc_string: Option<String>,
-    #[prost(message, optional, tag = "14")]
-    pub tp: Option<TypeProto>,
+    #[prost(message, optional, boxed, tag = "14")]
+    pub tp: Option<Box<TypeProto>>,
     #[prost(message, repeated, tag = "15")]
     pub type_protos: Vec<TypeProto>,
     /// One of [`AttributeType`]; an `i32` because files may hold newer values.
@@ -63,7 +64,6 @@ pub struct AttributeProto {
     pub r#type: Option<i32>,
     #[prost(string, optional, tag = "21")]
     pub ref_attr_name: Option<String>,
-    /// Boxed, as hardly any attribute has one and it would double the size of all.
     #[prost(message, optional, boxed, tag = "22")]
     pub sparse_tensor: Option<Box<SparseTensorProto>>,
     #[prost(message, repeated, tag = "23")]

@@ -300,7 +300,7 @@ impl<W: Write> Sink<'_, W> {
         }
         self.int(3, i.as_slice());
         self.bytes(4, s)?;
-        self.large(5, t, Self::tensor)?;
+        self.large(5, t.as_deref(), Self::tensor)?;
         self.large(6, g.as_deref(), Self::graph)?;
         encoding::float::encode_repeated(7, floats, &mut self.buffer);
         self.int(8, ints);
@@ -308,7 +308,7 @@ impl<W: Write> Sink<'_, W> {
         self.large(10, tensors, Self::tensor)?;
         self.large(11, graphs, Self::graph)?;
         self.text(13, doc_string)?;
-        self.small(14, tp)?;
+        self.small(14, tp.as_deref())?;
         self.small(15, type_protos)?;
         self.int32(20, r#type);
         self.text(21, ref_attr_name)?;

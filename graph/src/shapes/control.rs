@@ -7,8 +7,9 @@ use super::DataType;
 use super::call::Call;
 use super::error::ShapeError;
 use super::fact::{Fact, unknown};
-use super::infer::{Walk, standard_version};
+use super::infer::{Walk, keep, standard_version};
 use crate::dim::Dim;
+use crate::extent::Extent;
 use crate::ir::Graph;
 use crate::onnx::schema::{AttributeProto, FunctionProto, GraphProto, NodeProto, ValueInfoProto};
 use std::collections::{HashMap, HashSet};
@@ -16,9 +17,11 @@ use std::collections::{HashMap, HashSet};
 /// Standard operators whose attributes hold graphs that are followed.
 pub(super) const KINDS: [&str; 3] = ["If", "Loop", "Scan"];
 
-const DEPTH_LIMIT: usize = 16;
+pub(super) const DEPTH_LIMIT: usize = 16;
 /// Passes over the body of a loop until the shapes it carries hold still.
 const LOOP_PASSES: usize = 4;
+/// Bytes of a body that count as a node: names and lists are copied with it.
+const BYTES_OF_A_NODE: usize = 256;
 
 fn nothing(call: &Call<'_>) -> Vec<Fact> {
     vec![Fact::default(); call.node.outputs.len()]
@@ -104,7 +107,7 @@ fn repeated(walk: &Walk<'_>, call: &Call<'_>, errors: &mut Vec<ShapeError>) -> O
         state = next;
     }
     let (outputs, found) = last?;
-    errors.extend(found);
+    found.into_iter().for_each(|error| keep(errors, error));
     let mut all = Vec::with_capacity(call.node.outputs.len());
     for (before, after) in state.iter().zip(outputs.iter().skip(1)) {
         all.push(common(before.clone(), after));
@@ -174,6 +177,9 @@ fn body(
     errors: &mut Vec<ShapeError>,
 ) -> Option<Vec<Fact>> {
     let proto = call.node.attribute(attribute)?.g.as_deref()?;
+    if walk.is_spent() {
+        return None;
+    }
     let mut proto = proto.clone();
     let taken = proto.input.len().min(inputs.len());
     let mut known: Vec<Fact> = inputs.into_iter().take(taken).collect();
@@ -217,15 +223,10 @@ fn enter(
     opset: i64,
     errors: &mut Vec<ShapeError>,
 ) -> Option<Vec<Fact>> {
-    let left = walk
-        .world
-        .budget
-        .get()
-        .checked_sub(proto.node.len().max(1))?;
-    walk.world.budget.set(left);
-    if walk.depth >= DEPTH_LIMIT {
-        return None;
-    }
+    // The copy of the body was made for this call: a long one counts as many nodes.
+    let Extent { nodes, bytes, .. } = Extent::of(&proto.node);
+    let cost = nodes.saturating_add(bytes / BYTES_OF_A_NODE).max(1);
+    spend(walk, cost)?;
     let graph = Graph::from_proto(proto).ok()?;
     let path = format!("{}{}/", walk.path, call.node.label(walk.graph));
     let inner = Walk {
@@ -241,6 +242,14 @@ fn enter(
     Some(outputs.map(|v| facts[v.index()].clone()).collect())
 }
 
+/// Takes from what bodies may cost; `None` where too little is left, which is then nothing, so that the
+/// rest is not tried in vain.
+fn spend(walk: &Walk<'_>, cost: usize) -> Option<()> {
+    let left = walk.world.budget.get().checked_sub(cost);
+    walk.world.budget.set(left.unwrap_or(0));
+    left.map(drop)
+}
+
 /// The outputs of a call of a model-local function: its body, with the call's attributes in place.
 pub(super) fn function(
     walk: &Walk<'_>,
@@ -248,6 +257,9 @@ pub(super) fn function(
     function: &FunctionProto,
     errors: &mut Vec<ShapeError>,
 ) -> Vec<Fact> {
+    if walk.is_spent() {
+        return nothing(call);
+    }
     let absent: HashSet<&str> = (function.input.iter().enumerate())
         .filter(|(slot, _)| !call.has(*slot))
         .map(|(_, name)| name.as_str())

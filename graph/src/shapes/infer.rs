@@ -14,9 +14,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-/// Nodes of nested graphs and functions that are looked at in one inference. Functions that call
-/// each other can unfold without end; what lies beyond stays unknown.
-const BODY_BUDGET: usize = 1 << 20;
+/// Nodes of nested graphs and functions that are looked at in one inference, in a graph of any size and
+/// for each node of it. Functions that call each other can unfold without end; what lies beyond stays
+/// unknown.
+const BODIES_OF_ANY: usize = 1 << 18;
+const BODIES_OF_A_NODE: usize = 16;
+/// Contradictions that are kept. Each body that unfolds may repeat them.
+const MAX_ERRORS: usize = 1000;
 /// The version taken where a model names none.
 const NEWEST_OPSET: i64 = 26;
 
@@ -70,7 +74,9 @@ fn inferred(graph: &Graph, context: &Context<'_>) -> Result<Shapes, ShapeErrors>
         given: RefCell::default(),
         own: RefCell::default(),
         unknown_ops: RefCell::default(),
-        budget: Cell::new(BODY_BUDGET),
+        budget: Cell::new(
+            (graph.node_count().saturating_mul(BODIES_OF_A_NODE)).saturating_add(BODIES_OF_ANY),
+        ),
     };
     let small = context.sizes.iter().filter(|(_, size)| **size < 1);
     let mut errors: Vec<ShapeError> = small
@@ -109,6 +115,13 @@ fn inferred(graph: &Graph, context: &Context<'_>) -> Result<Shapes, ShapeErrors>
         contents,
         unknown_ops: world.unknown_ops.into_inner(),
     })
+}
+
+/// Keeps a contradiction, unless there are many already.
+pub(super) fn keep(errors: &mut Vec<ShapeError>, error: ShapeError) {
+    if errors.len() < MAX_ERRORS {
+        errors.push(error);
+    }
 }
 
 fn domain_of(domain: Option<&str>) -> &str {
@@ -237,7 +250,7 @@ impl Walk<'_> {
             let mut fact = match Fact::of_tensor(tensor, tensor.name()) {
                 Ok(fact) => fact,
                 Err(fault) => {
-                    errors.push(self.error(*fault, None));
+                    keep(errors, self.error(*fault, None));
                     continue;
                 }
             };
@@ -268,7 +281,7 @@ impl Walk<'_> {
             return match rule(&mut call) {
                 Ok(()) => call.outputs,
                 Err(fault) => {
-                    errors.push(self.error(*fault, Some(node)));
+                    keep(errors, self.error(*fault, Some(node)));
                     vec![Fact::default(); node.outputs.len()]
                 }
             };
@@ -280,6 +293,11 @@ impl Walk<'_> {
         let unknown = (domain.to_owned(), op.to_owned());
         self.world.unknown_ops.borrow_mut().insert(unknown);
         call.outputs
+    }
+
+    /// Whether bodies are no longer looked at.
+    pub fn is_spent(&self) -> bool {
+        self.world.budget.get() == 0 || self.depth >= control::DEPTH_LIMIT
     }
 
     pub fn error(&self, fault: Fault, node: Option<&Node>) -> ShapeError {
@@ -341,7 +359,10 @@ impl Walk<'_> {
                     other: "no size is negative".to_owned(),
                     hint: "check the sizes of the inputs",
                 };
-                errors.push(self.error(fault, node.map(|id| self.graph.node(id))));
+                keep(
+                    errors,
+                    self.error(fault, node.map(|id| self.graph.node(id))),
+                );
                 *dim = unknown();
             } else if dim.size() > MAX_DIM_SIZE {
                 *dim = unknown();
@@ -390,7 +411,10 @@ impl Walk<'_> {
                 other,
                 hint,
             };
-            errors.push(self.error(fault, node.map(|id| self.graph.node(id))));
+            keep(
+                errors,
+                self.error(fault, node.map(|id| self.graph.node(id))),
+            );
         };
         // After a contradiction neither is believed, so that one error is reported once.
         let data_type = match (inferred.data_type, declared.data_type) {

@@ -398,9 +398,9 @@ impl<'a> Parser<'a> {
             list.floats.extend(item.f);
             list.ints.extend(item.i);
             list.strings.extend(item.s);
-            list.tensors.extend(item.t);
+            list.tensors.extend(item.t.map(|t| *t));
             list.graphs.extend(item.g.map(|g| *g));
-            list.type_protos.extend(item.tp);
+            list.type_protos.extend(item.tp.map(|tp| *tp));
             Ok(())
         })?;
         self.lex.expect(']')?;

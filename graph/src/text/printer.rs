@@ -395,7 +395,7 @@ impl Printer<'_> {
                 self.put(
                     &attribute
                         .tp
-                        .as_ref()
+                        .as_deref()
                         .and_then(type_text)
                         .unwrap_or_default(),
                 );

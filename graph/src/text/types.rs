@@ -17,7 +17,7 @@ impl Parser<'_> {
         let proto = self.type_proto()?;
         let next = self.lex.peek();
         if !next.is_some_and(|c| matches!(c, '{' | '=' | '"') || is_word_start(c)) {
-            a.tp = Some(proto);
+            a.tp = Some(Box::new(proto));
             return Ok(AttributeType::TypeProto);
         }
         let name = match next {
@@ -25,7 +25,7 @@ impl Parser<'_> {
             _ => self.lex.take_word().to_owned(),
         };
         let _ = self.lex.matches('=');
-        a.t = Some(self.tensor(at, name, Some(&proto))?);
+        a.t = Some(Box::new(self.tensor(at, name, Some(&proto))?));
         Ok(AttributeType::Tensor)
     }
 

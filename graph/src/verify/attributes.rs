@@ -122,7 +122,7 @@ impl<'a> Checker<'a> {
 
     fn attribute_content(&mut self, index: usize, attribute: &'a AttributeProto) {
         let name = attribute.name();
-        for tensor in attribute.t.iter().chain(&attribute.tensors) {
+        for tensor in (attribute.t.as_deref().into_iter()).chain(&attribute.tensors) {
             for problem in tensors::problems(tensor) {
                 self.report(format!("attribute '{name}': {problem}"));
             }
@@ -134,7 +134,7 @@ impl<'a> Checker<'a> {
                 self.report(format!("attribute '{name}': {problem}"));
             }
         }
-        for kind in attribute.tp.iter().chain(&attribute.type_protos) {
+        for kind in (attribute.tp.as_deref().into_iter()).chain(&attribute.type_protos) {
             if let Some(problem) = tensors::type_problem(kind, 0) {
                 self.report(format!("attribute '{name}': {problem}"));
             }

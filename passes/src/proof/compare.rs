@@ -98,7 +98,7 @@ fn tensors(node: &NodeProto) -> Vec<&TensorProto> {
     loop {
         for node in std::mem::take(&mut nodes) {
             for attribute in &node.attribute {
-                found.extend(attribute.t.iter().chain(&attribute.tensors));
+                found.extend((attribute.t.as_deref().into_iter()).chain(&attribute.tensors));
                 graphs.extend(attribute.g.as_deref().into_iter().chain(&attribute.graphs));
             }
         }

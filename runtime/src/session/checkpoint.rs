@@ -180,7 +180,8 @@ pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
     decode(safetensors::read(path)?)
 }
 
-fn decode(dataset: Dataset) -> Result<Checkpoint, CheckpointError> {
+/// Takes a file of tensors as a checkpoint, and checks that it is whole in itself.
+pub fn decode(dataset: Dataset) -> Result<Checkpoint, CheckpointError> {
     let file = dataset.file;
     let not = |problem: String, hint| CheckpointError::NotACheckpoint {
         file: file.clone(),

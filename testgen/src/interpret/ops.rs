@@ -466,7 +466,7 @@ impl Machine<'_> {
             "ConstantOfShape" => {
                 let shape: Vec<usize> = x().i().iter().map(|&s| s as usize).collect();
                 let value = attribute(node, "value")
-                    .and_then(|a| a.t.as_ref())
+                    .and_then(|a| a.t.as_deref())
                     .map(constant);
                 let value = value.unwrap_or_else(|| Tensor::floats(&[1], vec![0.0]));
                 gather(&value, &shape, &vec![0; shape.iter().product()])
@@ -474,7 +474,7 @@ impl Machine<'_> {
             "Constant" => {
                 let attribute = &node.attribute[0];
                 match attribute.name() {
-                    "value" => constant(attribute.t.as_ref().unwrap()),
+                    "value" => constant(attribute.t.as_deref().unwrap()),
                     "value_int" => Tensor::ints(&[], vec![attribute.i.unwrap()]),
                     "value_ints" => Tensor::ints(&[attribute.ints.len()], attribute.ints.clone()),
                     "value_float" => Tensor::floats(&[], vec![attribute.f.unwrap().into()]),

@@ -1,18 +1,65 @@
 //! Checks of references to external data.
 
 use bytes::Bytes;
-use std::fs;
-use std::path::{Component, Path};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
 
+use super::beneath::{Found, Identity, Problem, find, open_found};
 use super::{FileError, Source};
 use crate::onnx::schema::{
     AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto,
 };
 use crate::shapes::DataType;
 
-/// Checks every reference to external data: that it stays inside `model_dir`, and that the file
-/// holds the range. Looks at metadata only; no data file is opened.
+/// Checks every reference to external data: that it stays inside `model_dir`, that the file holds the
+/// range, and that no two ranges share a part only. Tensors of the same range are one, stored once. Looks at
+/// metadata only; no data file is opened.
 pub fn check_external_data(model: &ModelProto, model_dir: &Path) -> Result<(), FileError> {
+    let mut dir = Folder {
+        path: model_dir,
+        ranges: BTreeMap::new(),
+    };
+    check_model(model, &mut dir)?;
+    dir.apart()
+}
+
+/// The folder of a model, and what was found in it.
+struct Folder<'a> {
+    path: &'a Path,
+    /// By file, the ranges that tensors refer to, and the tensors' names.
+    ranges: BTreeMap<Identity, Vec<(Range<u64>, &'a str)>>,
+}
+
+impl Folder<'_> {
+    /// Whether ranges are the same or have nothing in common.
+    fn apart(mut self) -> Result<(), FileError> {
+        for ranges in self.ranges.values_mut() {
+            ranges.sort_by_key(|(range, _)| (range.start, range.end));
+            let mut last: Option<&(Range<u64>, &str)> = None;
+            for own in ranges.iter() {
+                match last {
+                    Some((before, name)) if own.0.start < before.end && own.0 != *before => {
+                        return Err(FileError::ExternalData {
+                            tensor: format!("tensor {:?}", own.1),
+                            problem: format!(
+                                "its bytes {} to {} overlap those of tensor {name:?}, {} to {}",
+                                own.0.start, own.0.end, before.start, before.end
+                            ),
+                            hint: "expected ranges that are the same or have nothing in common",
+                        });
+                    }
+                    // Sorted and apart so far, the last one ends last.
+                    _ => last = Some(own),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_model<'a>(model: &'a ModelProto, model_dir: &mut Folder<'a>) -> Result<(), FileError> {
     let mut graphs: Vec<&GraphProto> = model.graph.iter().collect();
     for training in &model.training_info {
         graphs.extend(training.initialization.iter().chain(&training.algorithm));
@@ -39,34 +86,85 @@ pub fn check_external_data(model: &ModelProto, model_dir: &Path) -> Result<(), F
 /// # Errors
 /// [`FileError`] where the reference leaves `model_dir`, or the file does not hold the range.
 pub fn map_external_data(tensor: &TensorProto, model_dir: &Path) -> Result<Bytes, FileError> {
-    let problem = |problem, hint| FileError::ExternalData {
-        tensor: format!("tensor {:?}", tensor.name()),
-        problem,
-        hint,
-    };
-    check_reference(tensor, model_dir).map_err(|(text, hint)| problem(text, hint))?;
-    let entry = |key: &str| {
-        let entry = tensor.external_data.iter().find(|e| e.key() == key);
-        entry.map(|e| e.value())
-    };
-    let number = |key| entry(key).and_then(|text| text.parse::<usize>().ok());
-    let file = Source::map(&model_dir.join(entry("location").unwrap_or_default()))?;
-    let start = number("offset").unwrap_or(0);
-    let length = number("length").or_else(|| usize::try_from(payload(tensor)?).ok());
-    let end = length.map_or(Some(file.bytes().len()), |length| start.checked_add(length));
-    match end.filter(|&end| start <= end && end <= file.bytes().len()) {
-        Some(end) => Ok(file.bytes().slice(start..end)),
-        // It held the range when it was checked.
-        None => Err(problem(
-            "the file has become shorter".to_owned(),
-            "leave the data file alone while the tool runs",
-        )),
+    ExternalData::new(model_dir).map(tensor)
+}
+
+/// The external data of a model: each file is mapped once.
+pub struct ExternalData<'a> {
+    model_dir: &'a Path,
+    files: BTreeMap<Identity, Source>,
+}
+
+impl<'a> ExternalData<'a> {
+    /// Data below a model's folder; nothing is looked for yet.
+    pub fn new(model_dir: &'a Path) -> Self {
+        ExternalData {
+            model_dir,
+            files: BTreeMap::new(),
+        }
     }
+
+    /// The files that were mapped.
+    pub fn into_sources(self) -> Vec<Source> {
+        self.files.into_values().collect()
+    }
+
+    /// The data of one tensor: the bytes of its dims where these are known, and else what the reference
+    /// says.
+    ///
+    /// # Errors
+    /// [`FileError`] where the reference leaves the folder, or the file does not hold the range.
+    pub fn map(&mut self, tensor: &TensorProto) -> Result<Bytes, FileError> {
+        let problem = |(problem, hint)| FileError::ExternalData {
+            tensor: format!("tensor {:?}", tensor.name()),
+            problem,
+            hint,
+        };
+        let (found, range) = check_reference(tensor, self.model_dir).map_err(problem)?;
+        let file = match self.files.get(&found.identity) {
+            Some(file) => file.bytes().clone(),
+            None => {
+                let path = self.model_dir.join(location(tensor));
+                let opened = open_found(&found).map_err(problem)?;
+                let file = Source::map(opened, &path)?;
+                let bytes = file.bytes().clone();
+                self.files.insert(found.identity, file);
+                bytes
+            }
+        };
+        let range = usize::try_from(range.start)
+            .ok()
+            .zip(usize::try_from(range.end).ok());
+        // Of the opened file, which was as long as this when it was checked.
+        match range.filter(|&(_, end)| end <= file.len()) {
+            Some((start, end)) => Ok(file.slice(start..end)),
+            None => Err(problem((
+                "the file has become shorter".to_owned(),
+                "leave the data file alone while the tool runs",
+            ))),
+        }
+    }
+}
+
+/// Opens a file of external data below a model's folder, without following a link.
+///
+/// # Errors
+/// Where it is no plain file of its own there; what is wrong, and a hint.
+pub fn open_external_file(
+    location: &str,
+    model_dir: &Path,
+) -> Result<File, (String, &'static str)> {
+    open_found(&find(location, model_dir)?)
+}
+
+fn location(tensor: &TensorProto) -> &str {
+    let entry = tensor.external_data.iter().find(|e| e.key() == "location");
+    entry.map_or("", |entry| entry.value())
 }
 
 fn check_nodes<'a>(
     nodes: &'a [NodeProto],
-    dir: &Path,
+    dir: &mut Folder<'a>,
     graphs: &mut Vec<&'a GraphProto>,
 ) -> Result<(), FileError> {
     for node in nodes {
@@ -83,11 +181,11 @@ fn check_nodes<'a>(
 fn check_attributes<'a>(
     attributes: &'a [AttributeProto],
     owner: impl Fn(&AttributeProto) -> String,
-    dir: &Path,
+    dir: &mut Folder<'a>,
     graphs: &mut Vec<&'a GraphProto>,
 ) -> Result<(), FileError> {
     for attribute in attributes {
-        for tensor in attribute.t.iter().chain(&attribute.tensors) {
+        for tensor in (attribute.t.as_deref().into_iter()).chain(&attribute.tensors) {
             check_tensor(tensor, || owner(attribute), dir)?;
         }
         for sparse in attribute
@@ -104,10 +202,10 @@ fn check_attributes<'a>(
     Ok(())
 }
 
-fn check_sparse(
-    sparse: &SparseTensorProto,
+fn check_sparse<'a>(
+    sparse: &'a SparseTensorProto,
     owner: impl Fn() -> String,
-    dir: &Path,
+    dir: &mut Folder<'a>,
 ) -> Result<(), FileError> {
     for tensor in sparse.values.iter().chain(&sparse.indices) {
         check_tensor(tensor, &owner, dir)?;
@@ -115,22 +213,29 @@ fn check_sparse(
     Ok(())
 }
 
-fn check_tensor(
-    tensor: &TensorProto,
+fn check_tensor<'a>(
+    tensor: &'a TensorProto,
     owner: impl Fn() -> String,
-    dir: &Path,
+    dir: &mut Folder<'a>,
 ) -> Result<(), FileError> {
     if !tensor.is_external() {
         return Ok(());
     }
-    check_reference(tensor, dir).map_err(|(problem, hint)| FileError::ExternalData {
+    let checked = check_reference(tensor, dir.path);
+    let (found, range) = checked.map_err(|(problem, hint)| FileError::ExternalData {
         tensor: format!("tensor {:?} in {}", tensor.name(), owner()),
         problem,
         hint,
-    })
+    })?;
+    if !range.is_empty() {
+        let ranges = dir.ranges.entry(found.identity).or_default();
+        ranges.push((range, tensor.name()));
+    }
+    Ok(())
 }
 
-fn check_reference(tensor: &TensorProto, dir: &Path) -> Result<(), (String, &'static str)> {
+/// The file that a tensor refers to, and the range of it that holds the tensor's data.
+fn check_reference(tensor: &TensorProto, dir: &Path) -> Result<(Found, Range<u64>), Problem> {
     const NUMBER: &str = "expected a decimal number of bytes";
     let value = |key: &str| {
         let mut found = tensor.external_data.iter().filter(|e| e.key() == key);
@@ -150,7 +255,8 @@ fn check_reference(tensor: &TensorProto, dir: &Path) -> Result<(), (String, &'st
         },
     };
     let location = value("location")?.unwrap_or("");
-    let size = file_size(location, dir)?;
+    let found = find(location, dir)?;
+    let size = found.size;
     let offset = number("offset")?.unwrap_or(0);
     let length = number("length")?;
     if offset > size || length.is_some_and(|length| length > size - offset) {
@@ -160,8 +266,8 @@ fn check_reference(tensor: &TensorProto, dir: &Path) -> Result<(), (String, &'st
             "expected a range inside the file; is the data file complete?",
         ));
     }
-    let (held, needed) = (length.unwrap_or(size - offset), payload(tensor));
     // Without a length, data of other tensors may follow.
+    let (held, needed) = (length.unwrap_or(size - offset), payload(tensor));
     if needed.is_some_and(|n| n > held.into() || length.is_some() && n < held.into()) {
         let needed = needed.unwrap_or_default();
         let dims = &tensor.dims;
@@ -170,7 +276,9 @@ fn check_reference(tensor: &TensorProto, dir: &Path) -> Result<(), (String, &'st
             "expected as many; is the data file that of this model?",
         ));
     }
-    Ok(())
+    let own = needed.and_then(|needed| u64::try_from(needed).ok());
+    let end = offset + own.unwrap_or(held).min(held);
+    Ok((found, offset..end))
 }
 
 /// The bytes that a tensor takes, where its type and dims tell.
@@ -180,41 +288,4 @@ fn payload(tensor: &TensorProto) -> Option<u128> {
     let elements = { tensor.dims.iter() }.try_fold(1u128, |n, dim| n.checked_mul(size(dim)?))?;
     let bits = elements.checked_mul(u128::try_from(bits).ok()?)?;
     Some(bits.div_ceil(8))
-}
-
-/// The size of the file at `location`, if that is a plain file of its own under `dir`.
-fn file_size(location: &str, dir: &Path) -> Result<u64, (String, &'static str)> {
-    const INSIDE: &str = "expected a relative path inside the model's folder";
-    const PLAIN: &str = "expected a plain file in the model's folder; copy the data there";
-    if location.is_empty() {
-        return Err(("no location is given".into(), INSIDE));
-    }
-    // A backslash separates folders for readers on Windows, where this check must hold too.
-    let relative = Path::new(location);
-    let normal = |component| matches!(component, Component::Normal(_) | Component::CurDir);
-    if location.contains(['\\', '\0']) || !relative.components().all(normal) {
-        return Err((
-            format!("the location {location:?} may leave the folder"),
-            INSIDE,
-        ));
-    }
-    let mut path = dir.to_path_buf();
-    let mut last = None;
-    for component in relative.components() {
-        path.push(component);
-        let metadata = fs::symlink_metadata(&path)
-            .map_err(|error| (format!("cannot find {}: {error}", path.display()), PLAIN))?;
-        if metadata.file_type().is_symlink() {
-            return Err((format!("{} is a symbolic link", path.display()), PLAIN));
-        }
-        last = Some(metadata);
-    }
-    let Some(metadata) = last.filter(fs::Metadata::is_file) else {
-        return Err((format!("{} is not a regular file", path.display()), PLAIN));
-    };
-    #[cfg(unix)]
-    if std::os::unix::fs::MetadataExt::nlink(&metadata) > 1 {
-        return Err((format!("{} has several hard links", path.display()), PLAIN));
-    }
-    Ok(metadata.len())
 }

@@ -1,6 +1,10 @@
 //! One walk over the wire format, against a table of the schema's fields.
+//!
+//! It also adds up the memory that the decoded messages will take, before any of it is taken: two bytes of
+//! a file can ask for a message of hundreds.
 
 use super::UnknownFields;
+use crate::onnx::schema;
 
 /// The message types of the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,8 +162,73 @@ impl Msg {
         }
     }
 
-    fn field(self, number: u32) -> Option<&'static Field> {
-        self.fields().iter().find(|field| field.0 == number)
+    /// The place of a field in [`Msg::fields`], and the field.
+    fn field(self, number: u32) -> Option<(usize, &'static Field)> {
+        let mut fields = self.fields().iter().enumerate();
+        fields.find(|(_, field)| field.0 == number)
+    }
+
+    /// The bytes of a decoded message, without what it points to.
+    fn size(self) -> usize {
+        match self {
+            Msg::Annotation => size_of::<schema::TensorAnnotation>(),
+            Msg::Attribute => size_of::<schema::AttributeProto>(),
+            Msg::Device => size_of::<schema::DeviceConfigurationProto>(),
+            Msg::Dimension => size_of::<schema::tensor_shape_proto::Dimension>(),
+            Msg::Entry => size_of::<schema::StringStringEntryProto>(),
+            Msg::Function => size_of::<schema::FunctionProto>(),
+            Msg::Graph => size_of::<schema::GraphProto>(),
+            Msg::IntIntList => size_of::<schema::IntIntListEntryProto>(),
+            Msg::MapType => size_of::<schema::type_proto::Map>(),
+            Msg::Model => size_of::<schema::ModelProto>(),
+            Msg::Node => size_of::<schema::NodeProto>(),
+            Msg::NodeDevice => size_of::<schema::NodeDeviceConfigurationProto>(),
+            Msg::Opaque => size_of::<schema::type_proto::Opaque>(),
+            Msg::OpsetId => size_of::<schema::OperatorSetIdProto>(),
+            Msg::Segment => size_of::<schema::tensor_proto::Segment>(),
+            Msg::SequenceType => size_of::<schema::type_proto::Sequence>(),
+            Msg::ShardedDim => size_of::<schema::ShardedDimProto>(),
+            Msg::Sharding => size_of::<schema::ShardingSpecProto>(),
+            Msg::Shape => size_of::<schema::TensorShapeProto>(),
+            Msg::SimpleSharded => size_of::<schema::SimpleShardedDimProto>(),
+            Msg::Sparse => size_of::<schema::SparseTensorProto>(),
+            Msg::Tensor => size_of::<schema::TensorProto>(),
+            Msg::TensorType => size_of::<schema::type_proto::Tensor>(),
+            Msg::Training => size_of::<schema::TrainingInfoProto>(),
+            Msg::Type => size_of::<schema::TypeProto>(),
+            Msg::ValueInfo => size_of::<schema::ValueInfoProto>(),
+        }
+    }
+}
+
+/// The bytes that one more value of a field adds to the decoded model, where its message has `before` of
+/// it. `length` are the value's own bytes in the file, `packed` tells whether they are several numbers.
+fn decoded(kind: Kind, before: u32, length: usize, packed: bool) -> usize {
+    /// A text has a block of its own, and the allocator's head before it.
+    const TEXT_HEAD: usize = 16;
+    let grown = |size: usize| size.saturating_mul(growth(before));
+    match kind {
+        Kind::Int | Kind::Float => 0,
+        // The shortest number takes a byte, and eight in memory.
+        Kind::Ints if packed => length.saturating_mul(8),
+        Kind::Floats | Kind::Doubles if packed => length,
+        Kind::Ints | Kind::Floats | Kind::Doubles => grown(8),
+        Kind::Text if length == 0 => 0,
+        Kind::Text => length + TEXT_HEAD,
+        Kind::Texts => {
+            grown(size_of::<bytes::Bytes>()) + if length == 0 { 0 } else { length + TEXT_HEAD }
+        }
+        Kind::One(inner) => inner.size(),
+        Kind::Many(inner) => grown(inner.size()),
+    }
+}
+
+/// By how many elements a vector of `before` grows when one is pushed: it begins with 4 and doubles.
+fn growth(before: u32) -> usize {
+    match before {
+        0 => 4,
+        n if n >= 4 && n.is_power_of_two() => n as usize,
+        _ => 0,
     }
 }
 
@@ -171,12 +240,23 @@ const FIXED32: u8 = 5;
 /// How deep messages may nest in a model; prost's own limit.
 const MAX_DEPTH: usize = 100;
 
-/// A message being walked: its type, its bytes, and where its current field begins.
+/// The most memory that a file's messages may take for each of its bytes. Nodes with the shortest names
+/// that can be told apart take 57; what any exporter writes takes far less.
+const MEMORY_PER_BYTE: usize = 64;
+/// What a file of any length may take besides.
+const MEMORY_OF_ANY: usize = 32 << 20;
+
+/// The most fields that a message has in the table.
+const MAX_FIELDS: usize = 18;
+
+/// A message being walked: its type, its bytes, where its current field begins, and how many of each
+/// field it has had.
 struct Frame {
     msg: Msg,
     start: usize,
     field: usize,
     end: usize,
+    counts: [u32; MAX_FIELDS],
 }
 
 /// Why the walk stopped.
@@ -196,6 +276,8 @@ pub(super) struct Walk<'a> {
     bytes: &'a [u8],
     unknown: UnknownFields,
     stack: Vec<Frame>,
+    /// The memory that what was walked takes when it is decoded.
+    memory: usize,
 }
 
 impl<'a> Walk<'a> {
@@ -205,11 +287,13 @@ impl<'a> Walk<'a> {
             start: 0,
             field: 0,
             end: bytes.len(),
+            counts: [0; MAX_FIELDS],
         };
         Self {
             bytes,
             unknown,
             stack: vec![root],
+            memory: 0,
         }
     }
 
@@ -238,21 +322,40 @@ impl<'a> Walk<'a> {
                 let place = format!("{place}{space}field {number}");
                 return Err(Fault::Unknown { place });
             }
-            if let Some((_, name, kind)) = field
+            if let Some((_, (_, name, kind))) = field
                 && !kind.accepts(wire)
             {
                 return Err(self.malformed(format!("field {name} has the wire type {wire}")));
             }
             let Some((start, stop)) = value_span(self.bytes, wire, value, end) else {
-                // Groups occur in unknown fields only; prost skips those, within its depth limit.
-                if field.is_none() && (wire == 3 || wire == 4) {
-                    return Ok(());
+                // Only an unknown field can be one. The schema has none, and what follows could hide in it.
+                if wire == 3 || wire == 4 {
+                    let problem = format!("field {number} is a group, which no model has");
+                    return Err(self.malformed(problem));
                 }
-                let name = field.map_or("unknown", |field| field.1);
+                let name = field.map_or("unknown", |(_, field)| field.1);
                 return Err(self.malformed(format!("field {name} does not end in its message")));
             };
             at = stop;
-            if let Some((_, _, Kind::One(inner) | Kind::Many(inner))) = field {
+            let Some((place, (_, name, kind))) = field else {
+                continue;
+            };
+            let before = frame.counts[place];
+            frame.counts[place] = before.saturating_add(1);
+            let packed = wire == LEN;
+            let taken = decoded(*kind, before, stop - start, packed);
+            self.memory = self.memory.saturating_add(taken);
+            let most =
+                (self.bytes.len().saturating_mul(MEMORY_PER_BYTE)).saturating_add(MEMORY_OF_ANY);
+            if self.memory > most {
+                let problem = format!(
+                    "field {name}: with it, the messages take more than {most} bytes of memory, and the \
+                     file has {} ({MEMORY_PER_BYTE} for each is the most)",
+                    self.bytes.len()
+                );
+                return Err(self.malformed(problem));
+            }
+            if let Kind::One(inner) | Kind::Many(inner) = kind {
                 if self.stack.len() > MAX_DEPTH {
                     let problem = format!("messages nest deeper than {MAX_DEPTH}");
                     return Err(self.malformed(problem));
@@ -262,6 +365,7 @@ impl<'a> Walk<'a> {
                     start,
                     field: start,
                     end: stop,
+                    counts: [0; MAX_FIELDS],
                 });
                 at = start;
             }
@@ -289,7 +393,7 @@ impl<'a> Walk<'a> {
             let Some((number, _, _)) = key(self.bytes, frame.field, frame.end) else {
                 break;
             };
-            let Some((_, name, kind)) = frame.msg.field(number) else {
+            let Some((_, (_, name, kind))) = frame.msg.field(number) else {
                 break;
             };
             if !place.is_empty() {

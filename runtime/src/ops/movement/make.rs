@@ -58,7 +58,7 @@ fn filled(
 pub(super) fn constant_of_shape(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Refusal> {
     let value = node
         .attribute("value")
-        .and_then(|attribute| attribute.t.as_ref());
+        .and_then(|attribute| attribute.t.as_deref());
     let value = match value {
         Some(proto) => element(&lowering.attribute_tensor(proto)?)?,
         None => [0; 8],
