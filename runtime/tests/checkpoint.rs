@@ -288,7 +288,7 @@ fn killed_at_any_moment() {
             .filter(|file| *file != path)
             .collect::<Vec<_>>()
     };
-    let (mut moved_on, mut amid) = (0, 0);
+    let mut moved_on = 0;
     for round in 0..60 {
         write(&path, 0, SIZE);
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -310,12 +310,13 @@ fn killed_at_any_moment() {
         let checkpoint = checkpoint::read(&path).unwrap();
         assert_whole(&checkpoint, SIZE);
         moved_on += u32::from(checkpoint.progress.step > 0);
+        // What is unfinished has no name where the system can do that, but for the moment before it is renamed.
         let left = unfinished();
-        amid += u32::from(!left.is_empty());
+        assert!(left.len() < 2, "{left:?}");
         left.into_iter()
             .for_each(|file| std::fs::remove_file(file).unwrap());
     }
-    println!("of 60 kills, {amid} amid writing; {moved_on} after a newer checkpoint");
-    // Else the test has not shown what it is for.
-    assert!(amid > 5 && moved_on > 5, "{amid} {moved_on}");
+    println!("of 60 kills, {moved_on} after a newer checkpoint");
+    // Else the test has not shown what it is for; `tests/faults` kills at each system call.
+    assert!(moved_on > 5, "{moved_on}");
 }

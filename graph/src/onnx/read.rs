@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use prost::Message;
 
 use super::schema::ModelProto;
@@ -212,16 +212,19 @@ impl Source {
             let map = unsafe { Mmap::map(&file) }.map_err(failed("map", path))?;
             (Bytes::from_owner(map), Some((Arc::new(file), before)))
         } else {
-            let mut bytes = Vec::new();
-            let limit = before.0.saturating_add(1);
-            let read = (&file).take(limit).read_to_end(&mut bytes);
-            let length = read.map_err(failed("read", path))?;
+            // As aligned as a mapped file, which readers of arrays rely on.
+            let length = usize::try_from(before.0).unwrap_or(usize::MAX);
+            let mut bytes = MmapMut::map_anon(length).map_err(failed("read", path))?;
+            let read = (&file).read_exact(&mut bytes);
             let after = stamp(&file).map_err(failed("read", path))?;
-            if after != before || length as u64 != before.0 {
+            let shorter = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+            if after != before || read.as_ref().is_err_and(shorter) {
                 let path = path.to_path_buf();
                 return Err(FileError::Changed { path });
             }
-            (Bytes::from(bytes), None)
+            read.map_err(failed("read", path))?;
+            let bytes = bytes.make_read_only().map_err(failed("read", path))?;
+            (Bytes::from_owner(bytes), None)
         };
         Ok(Self {
             bytes,
