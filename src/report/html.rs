@@ -119,7 +119,7 @@ fn base64(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::build::{example, measured, moved};
+    use crate::report::examples::{example, measured, moved};
 
     #[test]
     fn the_page_is_self_contained_and_the_same_each_time() {

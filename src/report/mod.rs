@@ -4,6 +4,8 @@
 
 mod amount;
 pub mod build;
+#[cfg(test)]
+mod examples;
 mod html;
 mod json;
 pub mod per_layer;

@@ -463,7 +463,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::build::{example, measured, moved};
+    use crate::report::examples::{example, measured, moved};
 
     const PLAIN: Style = Style {
         unicode: false,
