@@ -4,7 +4,7 @@ use super::factors::Way;
 use super::{Difference, Side, at, compare, is_marked};
 use crate::ops;
 use prost::Message;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use velora_graph::ir::{Graph, Model, ValueId};
 use velora_graph::onnx::schema::{GraphProto, ModelProto, TensorProto, ValueInfoProto};
 
@@ -213,21 +213,27 @@ fn exchanged(
     expected
 }
 
+/// The bytes of all declarations of inner values, in their order; some tools declare a value twice.
+fn by_name(graph: &Graph) -> BTreeMap<&str, Vec<Vec<u8>>> {
+    let mut all: BTreeMap<&str, Vec<Vec<u8>>> = BTreeMap::new();
+    for info in graph.value_infos() {
+        let declarations = all.entry(info.name()).or_default();
+        declarations.push(info.encode_to_vec());
+    }
+    all
+}
+
 /// Declarations of inner values stay while there is the value; new ones are of new values.
 fn infos(old: &Graph, new: &Graph, differences: &mut Vec<Difference>) {
     let (known, values) = (names(old), names(new));
-    let is: HashMap<&str, &ValueInfoProto> = new
-        .value_infos()
-        .iter()
-        .map(|info| (info.name(), info))
-        .collect();
-    for was in old.value_infos() {
-        match is.get(was.name()) {
-            Some(is) if is.encode_to_vec() == was.encode_to_vec() => {}
-            Some(_) => differences.push(tensor(was.name(), "is declared otherwise")),
+    let (was, is) = (by_name(old), by_name(new));
+    for (name, declarations) in was {
+        match is.get(name) {
+            Some(is) if *is == declarations => {}
+            Some(_) => differences.push(tensor(name, "is declared otherwise")),
             // Of a value that is gone, or never was one, nothing is claimed.
-            None if values.contains_key(was.name()) => {
-                differences.push(tensor(was.name(), "is declared no longer"));
+            None if values.contains_key(name) => {
+                differences.push(tensor(name, "is declared no longer"));
             }
             None => {}
         }

@@ -85,7 +85,7 @@ mod unix {
     use super::*;
     use rustix::fd::OwnedFd;
     use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, open, openat, statat};
-    use rustix::io::Errno;
+    use rustix::io::{Errno, retry_on_intr};
     use std::io;
     use std::path::PathBuf;
 
@@ -111,14 +111,16 @@ mod unix {
             false => dir,
         };
         // The model's own folder is the user's choice, who may have reached it through a link.
-        let mut folder = open(here, FOLDER, Mode::empty()).map_err(|e| missing(&path, text(e)))?;
+        let folder = retry_on_intr(|| open(here, FOLDER, Mode::empty()));
+        let mut folder = folder.map_err(|e| missing(&path, text(e)))?;
         for name in folders {
             path.push(name);
-            folder = openat(&folder, *name, FOLDER | OFlags::NOFOLLOW, Mode::empty())
+            let flags = FOLDER | OFlags::NOFOLLOW;
+            folder = retry_on_intr(|| openat(&folder, *name, flags, Mode::empty()))
                 .map_err(|error| why_no_folder(&folder, name, &path, error))?;
         }
         path.push(name);
-        let found = statat(&folder, *name, AtFlags::SYMLINK_NOFOLLOW);
+        let found = retry_on_intr(|| statat(&folder, *name, AtFlags::SYMLINK_NOFOLLOW));
         let found = found.map_err(|error| missing(&path, text(error)))?;
         check(&found, &path)?;
         Ok(Found {
@@ -137,14 +139,14 @@ mod unix {
         let Place { folder, name, path } = &found.place;
         // A pipe that has come into its place would keep us waiting.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = openat(folder, name.as_str(), flags, Mode::empty());
+        let file = retry_on_intr(|| openat(folder, name.as_str(), flags, Mode::empty()));
         let file = file.map_err(|e| {
             (
                 format!("cannot open {}: {}", path.display(), text(e)),
                 PLAIN,
             )
         })?;
-        let opened = fstat(&file).map_err(|error| missing(path, text(error)))?;
+        let opened = retry_on_intr(|| fstat(&file)).map_err(|error| missing(path, text(error)))?;
         check(&opened, path)?;
         let same = identity(&opened) == found.identity;
         let size = u64::try_from(opened.st_size).unwrap_or(0);
@@ -176,7 +178,7 @@ mod unix {
 
     /// A link where a folder should be is an error of several names.
     fn why_no_folder(folder: &OwnedFd, name: &str, path: &Path, error: Errno) -> Problem {
-        let there = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW);
+        let there = retry_on_intr(|| statat(folder, name, AtFlags::SYMLINK_NOFOLLOW));
         let link = |found: Stat| FileType::from_raw_mode(found.st_mode) == FileType::Symlink;
         match there.is_ok_and(link) {
             true => linked(path),
