@@ -25,11 +25,11 @@ if TYPE_CHECKING:
         html: Optional[StrPath]  # also write the report as HTML
         verbose: bool  # say on standard error what is done
         groups: Optional[int]  # sub-tokens per token; 32
+        sub_token_size: Optional[int]  # instead of groups
 
     class OptimizeOptions(SourceOptions, total=False):
         """Keyword arguments of `optimize`; absent or None is the command's default."""
 
-        sub_token_size: Optional[int]  # instead of groups
         init: Optional[Init]  # kind of direction
         scale: Optional[float]  # factor on approximated gradients
         storage: Optional[Literal["activation", "f16", "bf16", "int8"]]
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         gradients: Optional[Literal["full", "factored"]]
         adapter: Optional[Literal["f32", "bf16", "int4"]]
         seed: Optional[int]  # of random directions
-        select: Optional[Literal["freeable", "paper", "all"]]
+        select: Optional[Literal["freeable", "paper", "value", "down", "all"]]
         include: Optional[Union[str, Sequence[str]]]  # regular expressions on names of parameters
         exclude: Optional[Union[str, Sequence[str]]]
         min_bytes: Optional[int]  # leave smaller tensors alone
@@ -118,13 +118,14 @@ _SOURCE: Dict[str, Callable[[Any], List[str]]] = {
     "html": _path("--html"),
     "verbose": _flag("--verbose"),
     "groups": _value("--groups"),
+    "sub_token_size": _value("--sub-token-size"),
 }
 OPTIMIZE: Dict[str, Callable[[Any], List[str]]] = {
     **_SOURCE,
     **{
         name: _value("--" + name.replace("_", "-"))
         for name in (
-            *("sub_token_size", "init", "scale", "storage", "rank", "directions", "decay", "gradients", "adapter"),
+            *("init", "scale", "storage", "rank", "directions", "decay", "gradients", "adapter"),
             *("seed", "select", "min_bytes", "external_data", "print_after"),
         )
     },

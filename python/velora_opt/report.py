@@ -88,6 +88,8 @@ class Totals(Record):
     peak_bytes_after: Amount
     weight_grad_flops_before: Amount
     weight_grad_flops_after: Amount
+    counted_per_layer_bytes_before: Amount
+    counted_per_layer_bytes_after: Amount
     parameter_bytes_before: Amount
     parameter_bytes_after: Amount
     gradient_bytes_before: Amount
@@ -104,6 +106,8 @@ class Totals(Record):
     peak_bytes_after_symbolic: Symbolic = None
     weight_grad_flops_before_symbolic: Symbolic = None
     weight_grad_flops_after_symbolic: Symbolic = None
+    counted_per_layer_bytes_before_symbolic: Symbolic = None
+    counted_per_layer_bytes_after_symbolic: Symbolic = None
     parameter_bytes_before_symbolic: Symbolic = None
     parameter_bytes_after_symbolic: Symbolic = None
     gradient_bytes_before_symbolic: Symbolic = None
@@ -181,8 +185,10 @@ class Preset(Record):
     sites_rewritten: int
     saved_bytes_after: Amount
     freed_bytes: Amount
+    counted_per_layer_bytes: Amount
     saved_bytes_after_symbolic: Symbolic = None
     freed_bytes_symbolic: Symbolic = None
+    counted_per_layer_bytes_symbolic: Symbolic = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +220,7 @@ class Report(Record):
     presets: List[Preset] = dataclasses.field(default_factory=list)
     sweep: List[Trial] = dataclasses.field(default_factory=list)
     data: Optional[Dict[str, Any]] = None
+    timeline: Optional[Dict[str, Any]] = None
     raw: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @classmethod

@@ -268,7 +268,7 @@ class Inspecting(InFolder):
     def test_path_and_proto(self):
         report = velora_opt.inspect(MLP, groups=8)
         self.assertEqual(report.raw, json.loads(command("inspect", MLP, "--groups", "8", "--json", "-").stdout))
-        self.assertEqual([p.preset for p in report.presets], ["freeable", "paper", "all"])
+        self.assertEqual([p.preset for p in report.presets], ["none", "freeable", "value", "down", "paper", "all"])
         self.assertEqual(velora_opt.inspect(onnx.load(MLP), groups=8).layers, report.layers)
         skipped = [layer for layer in report.layers if not layer.rewritten]
         self.assertEqual([layer.reason for layer in skipped], ["graph-input"])

@@ -14,5 +14,5 @@ def misuse(path: Path, model: onnx.ModelProto) -> None:
     velora_opt.optimize(path, "out.onnx", init="nonsense")  # error: no such kind
     report: velora_opt.Report = velora_opt.optimize(model)  # error: model and report
     count: str = velora_opt.inspect(path).totals.sites  # error: type of a field
-    velora_opt.inspect(path, sub_token_size=8)  # error: not an option of inspect
+    velora_opt.inspect(path, rank=8)  # error: not an option of inspect
     print(report, count)
