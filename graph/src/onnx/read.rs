@@ -153,9 +153,8 @@ pub struct Source {
 /// The length of a file, and when its content was written to last.
 type Stamp = (u64, Option<SystemTime>);
 
-fn stamp(file: &File) -> io::Result<Stamp> {
-    let metadata = file.metadata()?;
-    Ok((metadata.len(), metadata.modified().ok()))
+fn stamp(metadata: &fs::Metadata) -> Stamp {
+    (metadata.len(), metadata.modified().ok())
 }
 
 impl Source {
@@ -195,12 +194,13 @@ impl Source {
     }
 
     fn of(file: File, path: &Path, is_mapped: impl Fn(u64) -> bool) -> Result<Self, FileError> {
-        if !file.metadata().map_err(failed("read", path))?.is_file() {
+        let metadata = file.metadata().map_err(failed("read", path))?;
+        if !metadata.is_file() {
             return Err(FileError::NotAFile {
                 path: path.to_path_buf(),
             });
         }
-        let before = stamp(&file).map_err(failed("read", path))?;
+        let before = stamp(&metadata);
         let (bytes, mapped) = if before.0 == 0 {
             (Bytes::new(), None)
         } else if is_mapped(before.0) {
@@ -216,9 +216,9 @@ impl Source {
             let length = usize::try_from(before.0).unwrap_or(usize::MAX);
             let mut bytes = MmapMut::map_anon(length).map_err(failed("read", path))?;
             let read = (&file).read_exact(&mut bytes);
-            let after = stamp(&file).map_err(failed("read", path))?;
+            let after = file.metadata().map_err(failed("read", path))?;
             let shorter = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
-            if after != before || read.as_ref().is_err_and(shorter) {
+            if stamp(&after) != before || read.as_ref().is_err_and(shorter) {
                 let path = path.to_path_buf();
                 return Err(FileError::Changed { path });
             }
@@ -243,8 +243,8 @@ impl Source {
             return Ok(());
         };
         let path = || self.path.clone();
-        match stamp(file) {
-            Ok(now) if now == *before => Ok(()),
+        match file.metadata() {
+            Ok(now) if stamp(&now) == *before => Ok(()),
             Ok(_) => Err(FileError::Changed { path: path() }),
             Err(source) => Err(FileError::Io {
                 action: "read",

@@ -296,18 +296,20 @@ fn wish(
             None => Wish::Rewrite { forced: false },
         },
         Preset::All => Wish::Rewrite { forced: true },
-        Preset::Paper => match role(graph, &analyses.partition, site) {
-            Some(_) => Wish::Rewrite { forced: true },
-            None => not("it is neither a value nor an MLP down projection"),
-        },
-        Preset::Value => match role(graph, &analyses.partition, site) {
-            Some(Role::Value) => Wish::Rewrite { forced: true },
-            _ => not("it is no value projection"),
-        },
-        Preset::Down => match role(graph, &analyses.partition, site) {
-            Some(Role::Down) => Wish::Rewrite { forced: true },
-            _ => not("it is no MLP down projection"),
-        },
+        preset @ (Preset::Paper | Preset::Value | Preset::Down) => {
+            let (roles, other) = match preset {
+                Preset::Value => (&[Role::Value][..], "it is no value projection"),
+                Preset::Down => (&[Role::Down][..], "it is no MLP down projection"),
+                _ => (
+                    &[Role::Value, Role::Down][..],
+                    "it is neither a value nor an MLP down projection",
+                ),
+            };
+            match role(graph, &analyses.partition, site) {
+                Some(role) if roles.contains(&role) => Wish::Rewrite { forced: true },
+                _ => not(other),
+            }
+        }
     }
 }
 
