@@ -222,6 +222,7 @@ fn rewrite(model: &Model, (preset, inline, pin, leave): Form, valid: bool) -> bo
         selection,
         inline,
         hoist: true,
+        recompute: None,
         pin,
         adapter: (leave == Leave::Adapter).then_some(Adapter {
             base: Base::Float32,

@@ -1,10 +1,12 @@
 //! Arguments only; what they do is in `commands/`.
 
 mod calibrate;
+mod planner;
 mod run;
 mod verify;
 
 pub use calibrate::CalibrateArguments;
+pub use planner::{Level, ParetoArguments, PlannerArguments};
 pub use run::{Device, OptimizerKind, ParameterInit, RunArguments, ScheduleKind};
 pub use verify::{BatchArguments, VerifyArguments};
 
@@ -55,6 +57,8 @@ pub enum Command {
     Merge(MergeArguments),
     /// Train a graph, original or rewritten, on this machine
     Run(Box<RunArguments>),
+    /// Show what memory could be saved for how much time: plans between the fastest and the smallest
+    Pareto(Box<ParetoArguments>),
     /// Print a model in the ONNX textual syntax
     Print(PrintArguments),
     /// Print a completion script for a shell
@@ -128,6 +132,9 @@ pub struct OptimizeArguments {
     /// Which layers.
     #[command(flatten)]
     pub selection: SelectionArguments,
+    /// The whole step.
+    #[command(flatten)]
+    pub planner: PlannerArguments,
     /// Write new nodes as standard operators, instead of functions of the domain ai.velora
     #[arg(long, help_heading = "Output")]
     pub inline: bool,
@@ -424,6 +431,15 @@ impl Arguments {
                 let outputs = reports(&inspect.graph).to_vec();
                 (&inspect.graph.source, outputs, None)
             }
+            (Some(Command::Pareto(pareto)), _) => {
+                inputs.extend(pareto.profile.iter().map(|profile| ("--profile", profile)));
+                let outputs = reports(&pareto.graph).to_vec();
+                (
+                    &pareto.graph.source,
+                    outputs,
+                    pareto.selection.plan.as_ref(),
+                )
+            }
             (Some(Command::Run(run)), _) => {
                 inputs.push(("--data", &run.data));
                 inputs.extend(run.eval.iter().map(|data| ("--eval", data)));
@@ -441,6 +457,9 @@ impl Arguments {
             }
             (None, Some(optimize)) => {
                 let selection = &optimize.selection;
+                let planner = &optimize.planner;
+                inputs.extend(planner.profile.iter().map(|profile| ("--profile", profile)));
+                inputs.extend(planner.fidelity.iter().map(|report| ("--fidelity", report)));
                 let mut outputs = vec![
                     ("-o", Some(optimize.output.clone())),
                     ("--emit-plan", selection.emit_plan.clone()),

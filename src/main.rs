@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         (Some(Command::Verify(verify)), _) => commands::verify::run(verify),
         (Some(Command::Merge(merge)), _) => commands::merge::run(merge),
         (Some(Command::Run(run)), _) => commands::run::run(run),
+        (Some(Command::Pareto(pareto)), _) => commands::pareto::run(pareto),
         (Some(Command::Print(print)), _) => commands::print::run(print),
         (Some(Command::Completions { shell }), _) => commands::completions::run(*shell),
         (Some(Command::Man { command }), _) => commands::man::run(command.as_deref()),

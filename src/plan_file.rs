@@ -14,6 +14,8 @@
 //! decay = 0.9
 //! gradients = "full"           # full, factored
 //!
+//! recompute = ["softmax_3"]    # computed again in backward, by the first outputs of the nodes; even an empty list
+//!                              # lets transposed weights be derived again (a key before the tables)
 //! [[layer]]
 //! param = "fc1.weight"         # the parameter's name in the graph
 //! rewrite = true               # without it, --select decides
@@ -41,6 +43,9 @@ const MAX_BYTES: u64 = 16 << 20;
 pub struct Plan {
     /// [`VERSION`].
     pub version: i64,
+    /// The first outputs of the nodes that are computed again; `None` where no plan of the whole step was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<Vec<String>>,
     /// Settings of layers that say nothing else.
     #[serde(default)]
     pub defaults: Defaults,
@@ -235,6 +240,7 @@ mod tests {
     fn a_plan_reads_back_as_it_was_written() {
         let plan = Plan {
             version: VERSION,
+            recompute: Some(vec!["x".to_owned(), String::new()]),
             defaults: Defaults {
                 sub_token_size: Some(16),
                 init: Some(Init::None),

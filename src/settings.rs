@@ -179,6 +179,7 @@ pub fn plan<'a>(selection: &Selection, layers: impl IntoIterator<Item = (&'a str
     let (groups, sub_token_size) = keys(selection.defaults.grouping);
     Plan {
         version: VERSION,
+        recompute: None,
         defaults: Defaults {
             groups,
             sub_token_size,

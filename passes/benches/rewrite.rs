@@ -28,6 +28,7 @@ fn options(inline: bool, pin: bool) -> Options {
         selection: Selection::freeable(Grouping::Groups(16)),
         inline,
         hoist: true,
+        recompute: None,
         pin,
         adapter: None,
         checks: Checks::default(),

@@ -61,7 +61,7 @@ pub fn choose(
 
 /// What is saved of the tensors that contractions read, where nothing but other readers stands against
 /// rewriting all of these.
-fn held(
+pub(crate) fn held(
     analyses: &Analyses,
     decisions: &[Decision],
     bytes: impl Fn(ValueId) -> Option<i64>,

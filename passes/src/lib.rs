@@ -3,6 +3,7 @@
 pub mod adapt;
 pub mod compress;
 pub mod dead_code;
+pub mod derive;
 pub mod formula;
 pub mod hoist;
 pub mod manager;
@@ -11,7 +12,9 @@ pub mod ops;
 pub mod outer;
 pub mod pin;
 pub mod pipeline;
+pub mod planner;
 pub mod proof;
 mod proto;
+pub mod recompute;
 pub mod schedule;
 pub mod select;

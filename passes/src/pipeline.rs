@@ -1,6 +1,6 @@
 //! The main job: from a model and what the user asked for to the rewritten model.
 //!
-//! `analyses → selection → compress → dead-code → adapt → hoist → schedule → pin`. What is hoisted depends on
+//! `analyses → selection → compress → dead-code → adapt → hoist → derive → recompute → schedule → pin`. What is hoisted depends on
 //! what would be compressed, and the other way round: candidates are weighed as if every tensor that they
 //! release were compressed, and the selection sees the halves as they will be. A model in which nothing
 //! is rewritten or hoisted comes out as it went in, node for node.
@@ -8,24 +8,27 @@
 use crate::adapt::base::Base;
 use crate::manager::{Checks, Pass, PassError, PipelineError, Property, Ran, run};
 use crate::select::{Decision, SelectError, Selection, select};
-use crate::{adapt, compress, dead_code, hoist, pin, schedule};
-use std::collections::HashSet;
+use crate::{adapt, compress, dead_code, derive, hoist, pin, recompute, schedule};
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use thiserror::Error;
 use velora_graph::analysis::buffers::Buffers;
 use velora_graph::analysis::hoist::cut::Hoist;
 use velora_graph::analysis::lifetimes::Sizes;
-use velora_graph::analysis::partition::was_moved;
+use velora_graph::analysis::partition::{Partition, is_copy, was_moved};
+use velora_graph::analysis::roles::roles;
 use velora_graph::analysis::{Analyses, AnalysisError, Settings};
-use velora_graph::ir::{GraphError, Model, Patch};
+use velora_graph::ir::{GraphError, Model, NodeId, Patch};
 use velora_graph::shapes::{Context, ShapeErrors, Shapes, infer};
 
 /// The names of the passes, in the order in which they run.
-pub const PASSES: [&str; 6] = [
+pub const PASSES: [&str; 8] = [
     compress::NAME,
     dead_code::NAME,
     adapt::NAME,
     hoist::NAME,
+    derive::NAME,
+    recompute::NAME,
     schedule::NAME,
     pin::NAME,
 ];
@@ -41,6 +44,9 @@ pub struct Options {
     pub inline: bool,
     /// Backward work that needs forward values only in the forward half, where less is saved then.
     pub hoist: bool,
+    /// Forward nodes to compute again in the backward half, by the names of their first outputs; and transposed
+    /// weights derived from the weights. `None` leaves both alone.
+    pub recompute: Option<BTreeSet<String>>,
     /// Value-free dependences that keep the schedule in any runtime.
     pub pin: bool,
     /// Adapters in the places of weights with factored gradients.
@@ -69,6 +75,8 @@ pub struct Outcome {
     pub decisions: Vec<Decision>,
     /// What was moved into the forward half, in terms of the model that came in.
     pub hoists: Vec<Hoist>,
+    /// The model that came in, with what was moved in its new place and what is computed again as such.
+    pub moved: Analyses,
 }
 
 /// Why the job could not be done.
@@ -86,6 +94,17 @@ pub enum JobError {
     /// A pass failed.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
+    /// A node that cannot be computed again is to be.
+    #[error(
+        "'{tensor}' cannot be computed again: it {why}; expected the first output of a forward node that is a \
+         function of its inputs"
+    )]
+    Recompute {
+        /// What was named.
+        tensor: String,
+        /// Why not, as a clause.
+        why: &'static str,
+    },
 }
 
 /// Whether a model holds nodes that an earlier run wrote.
@@ -93,7 +112,7 @@ pub fn already_rewritten(model: &Model) -> bool {
     let mut nodes = model.graph.order().iter();
     nodes.any(|&id| {
         let node = model.graph.node(id);
-        node.velora_op().is_some() || was_moved(node)
+        node.velora_op().is_some() || was_moved(node) || is_copy(node)
     })
 }
 
@@ -116,15 +135,42 @@ pub fn rewrite(model: &Model, options: &Options) -> Result<Outcome, JobError> {
 
 fn job(model: &Model, options: &Options, ordered: bool) -> Result<Outcome, JobError> {
     let before = Analyses::new(model, &options.settings)?;
-    let mut decisions = select(&model.graph, &before, &options.selection)?;
+    carry_out(model, options, before, ordered)
+}
+
+/// The main job on a model that has been analysed.
+///
+/// # Errors
+/// As [`optimise`].
+pub(crate) fn planned(
+    model: &Model,
+    options: &Options,
+    before: &Analyses,
+) -> Result<Outcome, JobError> {
+    carry_out(model, options, before.clone(), true)
+}
+
+fn carry_out(
+    model: &Model,
+    options: &Options,
+    before: Analyses,
+    ordered: bool,
+) -> Result<Outcome, JobError> {
+    let mut moved = before.clone();
+    if let Some(names) = options.recompute.as_ref().filter(|names| !names.is_empty()) {
+        let nodes = recompute::listed(&model.graph, &before.partition, names);
+        let nodes = nodes.map_err(|(tensor, why)| JobError::Recompute { tensor, why })?;
+        moved = moved.recomputed(&model.graph, nodes);
+    }
+    let mut decisions = select(&model.graph, &moved, &options.selection)?;
     let mut hoists = Vec::new();
     if options.hoist {
-        hoists = hoist::choose(model, &before, &decisions)?;
+        hoists = hoist::choose(model, &moved, &decisions)?;
     }
     if !hoists.is_empty() {
         let moves = hoists.iter().flat_map(|hoist| &hoist.moves);
-        let hoisted = before.hoisted(&model.graph, moves);
-        decisions = select(&model.graph, &hoisted, &options.selection)?;
+        moved = moved.hoisted(&model.graph, moves);
+        decisions = select(&model.graph, &moved, &options.selection)?;
     }
     let compress = Compress {
         analyses: &before,
@@ -141,6 +187,13 @@ fn job(model: &Model, options: &Options, ordered: bool) -> Result<Outcome, JobEr
     let hoist = Hoisting {
         work: hoist::Work::new(&model.graph, &hoists),
     };
+    let derive = Derive {
+        settings: &options.settings,
+    };
+    let recompute = Recompute {
+        settings: &options.settings,
+        names: options.recompute.as_ref(),
+    };
     let schedule = Schedule {
         settings: &options.settings,
     };
@@ -151,11 +204,14 @@ fn job(model: &Model, options: &Options, ordered: bool) -> Result<Outcome, JobEr
     if decisions.iter().any(Decision::rewritten) {
         passes.push(&compress);
     }
-    if !passes.is_empty() || !hoists.is_empty() {
+    if !passes.is_empty() || !hoists.is_empty() || options.recompute.is_some() {
         passes.push(&dead_code);
         passes.extend(adapt.as_ref().map(|adapt| adapt as &dyn Pass));
         if options.hoist {
             passes.push(&hoist);
+        }
+        if options.recompute.is_some() {
+            passes.extend([&derive as &dyn Pass, &recompute]);
         }
         if ordered {
             passes.push(&schedule);
@@ -170,6 +226,7 @@ fn job(model: &Model, options: &Options, ordered: bool) -> Result<Outcome, JobEr
         before,
         decisions,
         hoists,
+        moved,
     })
 }
 
@@ -264,6 +321,58 @@ impl Pass for Hoisting {
     fn run(&self, model: &Model) -> Result<Patch, PassError> {
         Ok(hoist::hoist(&model.graph, &self.work))
     }
+}
+
+struct Derive<'a> {
+    settings: &'a Settings,
+}
+
+impl Pass for Derive<'_> {
+    fn name(&self) -> &'static str {
+        derive::NAME
+    }
+    fn keeps(&self) -> &'static [Property] {
+        &[Property::NoDeadCode]
+    }
+    fn run(&self, model: &Model) -> Result<Patch, PassError> {
+        let partition = partition(model, self.settings)?;
+        Ok(derive::derive(&model.graph, &partition))
+    }
+}
+
+struct Recompute<'a> {
+    settings: &'a Settings,
+    names: Option<&'a BTreeSet<String>>,
+}
+
+impl Pass for Recompute<'_> {
+    fn name(&self) -> &'static str {
+        recompute::NAME
+    }
+    fn keeps(&self) -> &'static [Property] {
+        &[Property::NoDeadCode]
+    }
+    fn run(&self, model: &Model) -> Result<Patch, PassError> {
+        let partition = partition(model, self.settings)?;
+        let named = |id: &NodeId| {
+            let name = recompute::first(&model.graph, *id);
+            name.is_some_and(|name| self.names.is_some_and(|names| names.contains(name)))
+        };
+        let again = model.graph.order().iter().copied().filter(named);
+        Ok(recompute::recompute(
+            &model.graph,
+            &partition,
+            &again.collect(),
+        )?)
+    }
+}
+
+/// The halves of a model that some passes have changed.
+fn partition(model: &Model, settings: &Settings) -> Result<Partition, AnalysisError> {
+    Ok(Partition::new(
+        &model.graph,
+        &roles(&model.graph, &settings.hints)?,
+    ))
 }
 
 struct Schedule<'a> {

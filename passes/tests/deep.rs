@@ -28,6 +28,7 @@ fn orders_of_other_runtimes_stay_near_the_schedule() {
         selection: Selection::freeable(Grouping::Groups(32)),
         inline: false,
         hoist: true,
+        recompute: None,
         pin: false,
         adapter: None,
         checks: Checks::default(),

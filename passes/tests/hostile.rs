@@ -18,6 +18,7 @@ fn options(grouping: Grouping) -> Options {
         selection: Selection::freeable(grouping),
         inline: false,
         hoist: true,
+        recompute: None,
         pin: true,
         adapter: None,
         checks: Checks {

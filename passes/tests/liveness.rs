@@ -245,6 +245,7 @@ fn what_is_freed_and_who_keeps_the_rest() {
             inline: false,
             // What moves makes more tensors free; the recomputation judges the graph as it is.
             hoist: false,
+            recompute: None,
             pin: false,
             adapter: None,
             checks: Checks::default(),

@@ -53,6 +53,7 @@ impl Pair {
             selection,
             inline,
             hoist: true,
+            recompute: None,
             pin,
             adapter: None,
             checks: Checks {

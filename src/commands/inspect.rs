@@ -93,6 +93,7 @@ fn options(loaded: &Loaded, grouping: Grouping, preset: select::Preset) -> Optio
         selection,
         inline: false,
         hoist: true,
+        recompute: None,
         // A pin holds no bytes of its own.
         pin: false,
         adapter: None,

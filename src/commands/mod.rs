@@ -6,6 +6,8 @@ pub mod inspect;
 pub mod man;
 pub mod merge;
 pub mod optimize;
+pub mod pareto;
+mod planned;
 pub mod print;
 pub mod run;
 pub mod verify;

@@ -1,6 +1,6 @@
 //! The main job: read, decide, rewrite, write, report.
 
-use super::{Loaded, deliver, reported, warn_of_doubtful};
+use super::{Loaded, deliver, planned, reported, warn_of_doubtful};
 use crate::cli::{OptimizeArguments, is_stream};
 use crate::io::{Output, folder_of, write_model, write_text};
 use crate::plan_file::Plan;
@@ -57,11 +57,13 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
         let parameters = sites.chain(unfit);
         given.check_layers(parameters.map(|p| model.graph.value(p).name.as_str()))?;
     }
-    let options = Options {
+    let recompute = given.as_ref().and_then(|plan| plan.recompute.clone());
+    let mut options = Options {
         settings: loaded.settings.clone(),
         selection: selection(&arguments.method, &arguments.selection, given)?,
         inline: arguments.inline,
         hoist: !arguments.no_hoist,
+        recompute: recompute.map(|names| names.into_iter().collect()),
         pin: !arguments.no_pin,
         adapter: arguments.method.adapter.map(|base| Adapter {
             base: base.into(),
@@ -71,6 +73,15 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
             verify_each: arguments.verify_each,
             keep_after: arguments.print_after.clone(),
         },
+    };
+    let step = match arguments.planner.is_asked() {
+        true => {
+            let planned = planned::options(&loaded, &arguments.planner, &options);
+            let (with_plan, step) = planned.with_context(|| name.clone())?;
+            options = with_plan;
+            Some(step)
+        }
+        false => None,
     };
     let outcome = optimise(model, &options).with_context(|| name.clone())?;
     warn_of_doubtful(&arguments.graph.source, model, &outcome.before.roles);
@@ -97,7 +108,10 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
             .decisions
             .iter()
             .map(|d| (parameter(d.parameter), d.rewritten()));
-        write_text(path, &plan(&options.selection, layers).to_text()?)?;
+        let mut emitted = plan(&options.selection, layers);
+        let recompute = options.recompute.as_ref();
+        emitted.recompute = recompute.map(|names| names.iter().cloned().collect());
+        write_text(path, &emitted.to_text()?)?;
     }
     let taken = [
         Some(&arguments.output),

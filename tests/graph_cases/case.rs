@@ -59,6 +59,7 @@ impl Case {
             selection: Selection::freeable(Grouping::Groups(4)),
             inline: false,
             hoist: true,
+            recompute: None,
             adapter: None,
             show: Vec::new(),
         };

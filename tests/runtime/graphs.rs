@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use velora_graph::analysis::Settings;
-use velora_graph::analysis::partition::Partition;
+use velora_graph::analysis::partition::{Partition, is_copy};
 use velora_graph::analysis::roles::{Hints, roles};
+use velora_graph::analysis::{Settings, symbols};
 use velora_graph::ir::Model;
 use velora_graph::onnx::read::{UnknownFields, read};
 use velora_graph::shapes::DataType;
@@ -79,7 +79,18 @@ impl Graph {
 
     /// The same with settings of the layers.
     pub fn rewrite_as(&self, preset: Preset, inline: bool, defaults: LayerSettings) -> Graph {
-        let options = Options {
+        let options = Graph::options(preset, inline, defaults);
+        let outcome = optimise(&self.model, &options).unwrap();
+        let rewritten = outcome.decisions.iter().filter(|d| d.rewritten());
+        let names = rewritten
+            .map(|d| self.model.graph.value(d.parameter).name.clone())
+            .collect();
+        Graph::new(self.name.clone(), outcome.ran.model, names)
+    }
+
+    /// What rewrites it.
+    pub fn options(preset: Preset, inline: bool, defaults: LayerSettings) -> Options {
+        Options {
             settings: Settings::default(),
             selection: Selection {
                 preset,
@@ -88,19 +99,33 @@ impl Graph {
             },
             inline,
             hoist: true,
+            recompute: None,
             pin: true,
             adapter: None,
             checks: Checks {
                 verify_each: false,
                 keep_after: None,
             },
-        };
-        let outcome = optimise(&self.model, &options).unwrap();
-        let rewritten = outcome.decisions.iter().filter(|d| d.rewritten());
-        let names = rewritten
-            .map(|d| self.model.graph.value(d.parameter).name.clone())
-            .collect();
-        Graph::new(self.name.clone(), outcome.ran.model, names)
+        }
+    }
+
+    /// What is known of it where the batch is known.
+    pub fn settings(&self, batch: i64) -> Settings {
+        let known = symbols(&self.model.graph);
+        let mut sizes = self.bound(batch).sizes;
+        sizes.retain(|name, _| known.contains(name));
+        Settings {
+            sizes,
+            ..Settings::default()
+        }
+    }
+
+    /// How many of its nodes compute something again.
+    pub fn copies(&self) -> usize {
+        let nodes = self.model.graph.order().iter();
+        { nodes }
+            .filter(|&&id| is_copy(self.model.graph.node(id)))
+            .count()
     }
 
     /// Whether it is a transformer.

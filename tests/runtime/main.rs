@@ -11,6 +11,7 @@ mod differences;
 mod factors;
 mod footprint;
 mod graphs;
+mod plans;
 mod roofline;
 mod scale;
 mod variants;

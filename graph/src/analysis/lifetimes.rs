@@ -19,6 +19,8 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct Sizes {
     bytes: Vec<Option<i64>>,
+    /// The size of every symbol.
+    symbols: BTreeMap<Arc<str>, i64>,
 }
 
 impl Sizes {
@@ -54,9 +56,16 @@ impl Sizes {
         // The sum of all, twice over, fits the number; no machine has what is beyond.
         let most = i64::MAX / 2 / (graph.value_count() as i64 + 1);
         let bytes = graph.values().map(&mut bytes);
+        let bytes = (bytes.map(|b| b.filter(|b| (0..=most).contains(b)))).collect();
         Sizes {
-            bytes: (bytes.map(|b| b.filter(|b| (0..=most).contains(b)))).collect(),
+            bytes,
+            symbols: known,
         }
+    }
+
+    /// The value of a dimension at these sizes; `None` where it has a symbol that no value's shape has.
+    pub fn dim(&self, dim: &Dim) -> Option<i64> {
+        dim.as_const().or_else(|| dim.eval(&self.symbols))
     }
 
     /// The bytes of a value's buffer; `None` where they are unknown, or too many to be summed up.

@@ -4,14 +4,16 @@
 pub mod buffers;
 pub mod hoist;
 pub mod lifetimes;
+mod min_cut;
 pub mod order;
 pub mod partition;
+pub mod recompute;
 pub mod roles;
 pub mod saved;
 pub mod sites;
 
 use crate::dim::Dim;
-use crate::ir::{Graph, Model};
+use crate::ir::{Graph, Model, NodeId};
 use crate::shapes::{Context, Declarations, ShapeErrors, Shapes, infer};
 use buffers::Buffers;
 use hoist::Move;
@@ -92,6 +94,17 @@ impl Analyses {
             saved,
             sites,
         })
+    }
+
+    /// What they say once forward nodes are computed again in the backward half; `graph` is the one that they are
+    /// of.
+    pub fn recomputed(&self, graph: &Graph, nodes: impl IntoIterator<Item = NodeId>) -> Self {
+        let partition = self.partition.recomputed(nodes);
+        Analyses {
+            saved: saved_activations(graph, &partition, &self.buffers),
+            partition,
+            ..self.clone()
+        }
     }
 
     /// What they say once work of the backward half is done in the forward half; `graph` is the one

@@ -26,6 +26,8 @@ pub struct Partition {
     halves: Vec<Half>,
     /// Reads of backward nodes that are done in the forward half.
     early: BTreeSet<(NodeId, usize)>,
+    /// Forward nodes that are computed a second time in the backward half, for what reads them there.
+    again: BTreeSet<NodeId>,
 }
 
 impl Partition {
@@ -58,7 +60,21 @@ impl Partition {
         Partition {
             halves,
             early: BTreeSet::new(),
+            again: BTreeSet::new(),
         }
+    }
+
+    /// The halves once forward nodes are computed again in the backward half: what they make is not saved,
+    /// and what they read is.
+    pub fn recomputed(&self, nodes: impl IntoIterator<Item = NodeId>) -> Self {
+        let mut partition = self.clone();
+        partition.again.extend(nodes);
+        partition
+    }
+
+    /// Whether a forward node is computed again in the backward half.
+    pub fn is_recomputed(&self, node: NodeId) -> bool {
+        self.again.contains(&node)
     }
 
     /// The halves once work of the backward half is done in the forward half.
@@ -75,10 +91,10 @@ impl Partition {
         partition
     }
 
-    /// Whether the backward half needs a value for a read of it.
+    /// Whether the backward half needs a value for a read of it, be it to compute something again.
     pub fn reads_late(&self, node: NodeId, slot: Option<usize>) -> bool {
         let early = slot.is_some_and(|slot| self.early.contains(&(node, slot)));
-        self.half(node) == Half::Backward && !early
+        self.half(node) == Half::Backward && !early || self.is_recomputed(node)
     }
 
     /// The half that a node belongs to.
@@ -91,7 +107,8 @@ impl Partition {
     pub fn saved(&self, graph: &Graph) -> Vec<ValueId> {
         let forward = |node| self.half(node) == Half::Forward;
         let crosses = |value: &ValueId| {
-            let made = graph.producer(*value).is_some_and(forward);
+            let producer = graph.producer(*value);
+            let made = producer.is_some_and(|node| forward(node) && !self.is_recomputed(node));
             let users = &graph.value(*value).users;
             made && users.iter().any(|u| self.reads_late(u.node, u.slot))
         };
@@ -112,6 +129,11 @@ pub fn runs_early(node: &Node) -> bool {
 /// Whether a node was moved into the forward half, or made to run there.
 pub fn was_moved(node: &Node) -> bool {
     node.metadata("velora.half") == Some("forward")
+}
+
+/// Whether a node is the second computation of a forward node.
+pub fn is_copy(node: &Node) -> bool {
+    node.metadata("velora.half") == Some("backward")
 }
 
 /// By node: whether it is computed from gradients: a matrix product lies above it that gradients

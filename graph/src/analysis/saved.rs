@@ -104,7 +104,7 @@ pub fn saved_activations(
     found
 }
 
-/// The backward readers of a buffer, in node order.
+/// The backward readers of a buffer, in node order; none of one that is computed again there.
 pub fn readers(
     graph: &Graph,
     partition: &Partition,
@@ -112,6 +112,10 @@ pub fn readers(
     buffer: ValueId,
 ) -> Vec<Reader> {
     let mut readers = Vec::new();
+    let producer = graph.producer(buffer);
+    if producer.is_some_and(|node| partition.is_recomputed(node)) {
+        return readers;
+    }
     for &value in buffers.members(buffer) {
         for &Use { node, slot } in &graph.value(value).users {
             let reading = graph.node(node);

@@ -99,6 +99,7 @@ pub fn options(
         },
         inline,
         hoist: true,
+        recompute: None,
         pin,
         adapter: None,
         checks: Checks {

@@ -1,6 +1,7 @@
-//! Time by operation, and a trace to look at.
+//! Time by operation, a trace to look at, and what the machine did in a second.
 
 use crate::backend::Observer;
+use crate::cost::{Class, Cost, Storage, of_step};
 use crate::plan::Step;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -21,6 +22,8 @@ struct Named {
     op: &'static str,
     node: String,
     backward: bool,
+    class: Class,
+    cost: Cost,
 }
 
 /// Time spent in one kind of operation.
@@ -34,6 +37,22 @@ pub struct Row {
     pub seconds: f64,
     /// The part of all time.
     pub part: f64,
+}
+
+/// The schema of what a trace says about the machine, in `otherData`.
+pub const SCHEMA: &str = "velora-profile/1";
+
+/// What the machine did in a second, by kind of kernel; `None` where no step is of the kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Rates {
+    /// Floating-point operations of products and convolutions.
+    pub products: Option<f64>,
+    /// Bytes read and written by softmax, normalisations, reductions and compressions.
+    pub norms: Option<f64>,
+    /// The same of element-wise chains.
+    pub elementwise: Option<f64>,
+    /// The same of what only moves elements.
+    pub movement: Option<f64>,
 }
 
 /// Watches executions.
@@ -69,6 +88,8 @@ impl Observer for Profile {
             op: step.op.name(),
             node: step.node.clone(),
             backward: step.backward,
+            class: Class::of(&step.op),
+            cost: of_step(step, Storage::Declared),
         });
         self.events.push(Event {
             number,
@@ -104,7 +125,29 @@ impl Profile {
         rows
     }
 
-    /// Writes the executions in the Trace Event Format that Perfetto and chrome://tracing open.
+    /// What the machine did in a second.
+    pub fn rates(&self) -> Rates {
+        let rate = |classes: &[Class], of: fn(&Cost) -> u64| {
+            let events = self.events.iter().filter_map(|event| {
+                let step = self.steps.get(event.number)?.as_ref()?;
+                let counts = classes.contains(&step.class);
+                counts.then(|| (of(&step.cost), event.took.as_secs_f64()))
+            });
+            let (done, seconds) = events.fold((0.0, 0.0), |(done, seconds), (more, took)| {
+                (done + more as f64, seconds + took)
+            });
+            (done > 0.0 && seconds > 0.0).then(|| done / seconds)
+        };
+        Rates {
+            products: rate(&[Class::Products], |cost| cost.flops),
+            norms: rate(&[Class::Norms, Class::Velora], Cost::bytes),
+            elementwise: rate(&[Class::Elementwise], Cost::bytes),
+            movement: rate(&[Class::Movement], Cost::bytes),
+        }
+    }
+
+    /// Writes the executions in the Trace Event Format that Perfetto and chrome://tracing open, with the
+    /// [`rates`](Profile::rates) as what it calls other data.
     ///
     /// # Errors
     /// Where the writer fails.
@@ -120,7 +163,10 @@ impl Profile {
             tid: u32,
             args: BTreeMap<&'a str, &'a str>,
         }
-        to.write_all(b"{\"displayTimeUnit\":\"ms\",\"traceEvents\":[")?;
+        to.write_all(b"{\"displayTimeUnit\":\"ms\",\"otherData\":")?;
+        let other = serde_json::json!({ "schema": SCHEMA, "rates": self.rates() });
+        serde_json::to_writer(&mut *to, &other)?;
+        to.write_all(b",\"traceEvents\":[")?;
         for (place, event) in self.events.iter().enumerate() {
             let Some(step) = self.steps.get(event.number).and_then(Option::as_ref) else {
                 continue;

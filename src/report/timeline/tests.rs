@@ -45,6 +45,7 @@ fn case(file: &str, given: &[(&str, i64)]) -> Case {
         selection: inspection(Grouping::Groups(8)),
         inline: false,
         hoist: true,
+        recompute: None,
         pin: true,
         adapter: None,
         checks: Checks::default(),

@@ -14,14 +14,11 @@
 //! Of all minimum cuts the one that moves least is taken, so that nothing moves without a gain.
 
 use super::{Context, Early, MASKED, Move};
+use crate::analysis::min_cut::{Network, Vertex};
 use crate::analysis::partition::Half;
 use crate::analysis::saved::{Reader, shape_arithmetic};
 use crate::ir::{GraphError, ValueId};
-use petgraph::Direction;
-use petgraph::algo::dinics;
-use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::unionfind::UnionFind;
-use petgraph::visit::EdgeRef;
 use std::collections::BTreeMap;
 
 /// Work that is moved together, and what that changes.
@@ -226,44 +223,40 @@ impl Work {
     fn cut(&self, part: &[usize], activations: &[&Activation], made: &[Vec<&Made>]) -> Vec<usize> {
         let capacity = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
         let gain = |activation: &Activation| capacity(activation.now - activation.then);
-        let gains = activations.iter().map(|a| gain(a));
-        let costs = part.iter().flat_map(|&number| &made[number]);
-        let costs = costs.filter_map(|buffer| buffer.bytes.map(capacity));
-        // More than all that could be cut.
-        let endless = gains.chain(costs).fold(1, u64::saturating_add);
-        let mut network: DiGraph<(), u64> = DiGraph::new();
-        let (source, sink) = (network.add_node(()), network.add_node(()));
-        let places: BTreeMap<usize, NodeIndex> = (part.iter())
-            .map(|&number| (number, network.add_node(())))
+        let mut network = Network::default();
+        let (source, sink) = (network.vertex(), network.vertex());
+        let places: BTreeMap<usize, Vertex> = (part.iter())
+            .map(|&number| (number, network.vertex()))
             .collect();
         for activation in activations.iter().filter(|a| gain(a) > 0) {
-            let node = network.add_node(());
-            network.add_edge(source, node, gain(activation));
+            let node = network.vertex();
+            network.edge(source, node, gain(activation));
             for reader in activation.readers.iter().filter_map(|r| places.get(r)) {
-                network.add_edge(node, *reader, endless);
+                network.bind(node, *reader);
             }
         }
         for (&number, &place) in &places {
             for from in self.reads[number].iter().filter_map(|f| places.get(f)) {
-                network.add_edge(place, *from, endless);
+                network.bind(place, *from);
             }
             for buffer in &made[number] {
-                let bytes = buffer.bytes.map_or(endless, capacity);
-                if bytes == 0 {
+                if buffer.bytes == Some(0) {
                     continue;
                 }
-                let node = network.add_node(());
-                network.add_edge(place, node, bytes);
+                let node = network.vertex();
+                match buffer.bytes {
+                    Some(bytes) => network.edge(place, node, capacity(bytes)),
+                    None => network.bind(place, node),
+                }
                 for reader in buffer.readers.iter().filter_map(|r| places.get(r)) {
-                    network.add_edge(node, *reader, endless);
+                    network.bind(node, *reader);
                 }
                 if buffer.leaves || buffer.bytes.is_none() {
-                    network.add_edge(node, sink, endless);
+                    network.bind(node, sink);
                 }
             }
         }
-        let (_, flows) = dinics(&network, source, sink);
-        let reached = reached(&network, source, &flows);
+        let reached = network.source_side(source, sink);
         let moved = places.iter().filter(|(_, place)| reached[place.index()]);
         moved.map(|(&number, _)| number).collect()
     }
@@ -331,24 +324,6 @@ fn held<'r>(
         true => context.held.get(&root).map(|held| (held.now, held.then)),
         false => Some((bytes?, 0)),
     }
-}
-
-/// By node of the network: whether more could flow to it from the source.
-fn reached(network: &DiGraph<(), u64>, source: NodeIndex, flows: &[u64]) -> Vec<bool> {
-    let mut reached = vec![false; network.node_count()];
-    let mut pending = vec![source];
-    while let Some(node) = pending.pop() {
-        if std::mem::replace(&mut reached[node.index()], true) {
-            continue;
-        }
-        let open = network.edges(node);
-        let open = open.filter(|edge| flows[edge.id().index()] < *edge.weight());
-        pending.extend(open.map(|edge| edge.target()));
-        let back = network.edges_directed(node, Direction::Incoming);
-        let back = back.filter(|edge| flows[edge.id().index()] > 0);
-        pending.extend(back.map(|edge| edge.source()));
-    }
-    reached
 }
 
 #[cfg(test)]

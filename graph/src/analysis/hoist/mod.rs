@@ -21,7 +21,7 @@ pub mod cut;
 
 use super::buffers::Buffers;
 use super::lifetimes::Sizes;
-use super::partition::{Half, Partition};
+use super::partition::{Half, Partition, is_copy};
 use super::saved::{Reader, readers};
 use super::sites::{Sites, sites_behind};
 use crate::ir::{Graph, Node, NodeId, ValueId};
@@ -76,12 +76,12 @@ impl Context<'_> {
         self.partition.half(node) == Half::Backward
     }
 
-    fn readers(&self, root: ValueId) -> Vec<Reader> {
+    pub(super) fn readers(&self, root: ValueId) -> Vec<Reader> {
         readers(self.graph, self.partition, self.buffers, root)
     }
 
     /// Whether nothing but contractions depends on a read.
-    fn contracts(&self, reader: &Reader) -> bool {
+    pub(super) fn contracts(&self, reader: &Reader) -> bool {
         sites_behind(self.graph, self.partition, self.sites, reader).is_some()
     }
 }
@@ -155,6 +155,7 @@ fn may_move(node: &Node) -> bool {
     let mut attributes = node.proto.attribute.iter();
     node.domain().is_empty()
         && node.velora_op().is_none()
+        && !is_copy(node)
         && !is_product(node)
         && !is_random(node)
         && node.captures.is_empty()
@@ -162,7 +163,7 @@ fn may_move(node: &Node) -> bool {
 }
 
 /// Draws numbers: what it makes is not known by its inputs.
-fn is_random(node: &Node) -> bool {
+pub(super) fn is_random(node: &Node) -> bool {
     matches!(
         node.op(),
         "RandomNormal"
