@@ -5,6 +5,7 @@ use crate::names::Names;
 use crate::proto::{metadata, version};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use velora_graph::analysis::buffers::is_view;
+use velora_graph::analysis::partition::is_copy;
 use velora_graph::dim::Dim;
 use velora_graph::ir::{Graph, NodeId, Origin, Patch, ValueId};
 use velora_graph::onnx::make::{int, int_vector, node};
@@ -47,10 +48,13 @@ fn gate(graph: &Graph, shapes: &Shapes, node: NodeId) -> Option<usize> {
     if is_view(graph.node(node)) {
         return None;
     }
+    let copy = is_copy(graph.node(node));
     let inputs = graph.node(node).inputs.iter().enumerate();
     let usable = inputs.filter_map(|(slot, value)| {
         let value = (*value)?;
+        // What is computed again reads data, whatever its type.
         let float = shapes.of(value).data_type.is_some_and(DataType::is_float);
+        let float = float || copy && slot == 0;
         rank(shapes, value)?;
         match graph.value(value).origin {
             Origin::Node(..) if graph.is_constant(value) => None,

@@ -16,6 +16,10 @@
 //! - freed too late: the node that follows its last reader in the schedule and that this runtime runs
 //!   earlier waits for that reader.
 //!
+//! What is [computed again](crate::recompute) in the backward half is pinned from the start: a copy reads what the
+//! node reads that it is a copy of, and a runtime that merges equal nodes would make one of the two and save
+//! what it makes. Behind a pin their operands differ.
+//!
 //! Every pin follows the schedule, so no cycle can arise, and rounds end: in the worst case they fix
 //! the order completely.
 
@@ -26,6 +30,8 @@ use emit::emit;
 use runtime::{Order, Simulation};
 use std::collections::BTreeSet;
 use velora_graph::analysis::lifetimes::Sizes;
+use velora_graph::analysis::partition::is_copy;
+use velora_graph::analysis::recompute::cost::{Class, class};
 use velora_graph::ir::{Graph, NodeId, Patch};
 use velora_graph::shapes::Shapes;
 
@@ -78,6 +84,10 @@ pub fn dependences(graph: &Graph, shapes: &Shapes, sizes: &Sizes) -> (BTreeSet<D
         emit::waits(graph, shapes, d.waiter) && emit::awaited(graph, shapes, d.awaited)
     };
     let mut pins = BTreeSet::new();
+    for dependence in copies(graph, can) {
+        pins.insert(dependence);
+        simulation.add(dependence);
+    }
     let mut highest = 0;
     for _ in 0..ROUNDS {
         let mut added = false;
@@ -99,4 +109,30 @@ pub fn dependences(graph: &Graph, shapes: &Shapes, sizes: &Sizes) -> (BTreeSet<D
     }
     let above = (highest as f64 / bound.max(1.0) - 1.0).max(0.0);
     (pins, above)
+}
+
+/// Dependences that keep what is computed again apart from what it is a copy of: a copy that reads nothing that is
+/// apart yet waits for the last matrix product that is listed before it.
+fn copies(graph: &Graph, can: impl Fn(&Dependence) -> bool) -> Vec<Dependence> {
+    let mut dependences = Vec::new();
+    let mut apart = vec![false; graph.node_count()];
+    let mut last = None;
+    for &id in graph.order() {
+        let node = graph.node(id);
+        if !is_copy(node) {
+            if class(node) == Class::Products {
+                last = Some(id);
+            }
+            continue;
+        }
+        let waits = last.map(|awaited| Dependence {
+            waiter: id,
+            awaited,
+        });
+        let waits = waits.filter(&can);
+        let follows = graph.predecessors(id).any(|p| apart[p.index()]);
+        apart[id.index()] = follows || waits.is_some();
+        dependences.extend(waits.filter(|_| !follows));
+    }
+    dependences
 }
