@@ -62,6 +62,18 @@ pub enum Level {
     Sqrt,
 }
 
+impl Level {
+    /// The word of the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Level::None => "none",
+            Level::Cheap => "cheap",
+            Level::Layers => "layers",
+            Level::Sqrt => "sqrt",
+        }
+    }
+}
+
 /// Arguments of `pareto`.
 #[derive(Args, Debug)]
 pub struct ParetoArguments {

@@ -50,6 +50,8 @@ pub fn run(arguments: &InspectArguments) -> Result<()> {
         before: (&loaded.model, &outcome.before),
         after: (&outcome.ran.model, &after),
         decisions: &outcome.decisions,
+        moved: &outcome.moved,
+        changed: !outcome.ran.passes.is_empty(),
         hoists: &outcome.hoists,
         selection: &options.selection,
     };

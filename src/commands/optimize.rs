@@ -96,10 +96,16 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
         before: (model, &outcome.before),
         after: (&outcome.ran.model, &after),
         decisions: &outcome.decisions,
+        moved: &outcome.moved,
+        changed: !outcome.ran.passes.is_empty(),
         hoists: &outcome.hoists,
         selection: &options.selection,
     };
-    let report = reported(&loaded, &sides, &arguments.graph)?;
+    let mut report = reported(&loaded, &sides, &arguments.graph)?;
+    if let Some(step) = &step {
+        let planned = planned::report(model, &options, &outcome, step);
+        report.plan = Some(planned.with_context(|| name.clone())?);
+    }
 
     write(arguments, loaded.source.as_ref(), &outcome.ran.model)?;
     if let Some(path) = &arguments.selection.emit_plan {

@@ -1,71 +1,129 @@
 //! `pareto`: plans between the fastest and the smallest.
 
-use super::Loaded;
-use crate::cli::ParetoArguments;
-use crate::report::bytes;
+use super::{Loaded, planned, reported, warn_of_doubtful};
+use crate::cli::{ParetoArguments, is_stream};
+use crate::io::{print, write_text};
+use crate::plan_file::Plan;
+use crate::report::build::Sides;
+use crate::report::plan::{Candidate, Estimate, mark, table};
+use crate::report::{Report, Style, View, html, json};
 use crate::settings::selection;
 use anyhow::{Context, Result};
-use velora_graph::analysis::recompute::cost::Rates;
+use velora_graph::analysis::Analyses;
 use velora_passes::manager::Checks;
-use velora_passes::pipeline::Options;
-use velora_passes::planner::{Planner, Subject};
+use velora_passes::pipeline::{Options, optimise};
+use velora_passes::planner::{Level, Planner, Point, Subject};
 
 /// Draws memory against time.
 ///
 /// # Errors
-/// Where the file cannot be read or is no training graph.
+/// Where the file cannot be read or is no training graph, or a report cannot be written.
 pub fn run(arguments: &ParetoArguments) -> Result<()> {
     let loaded = Loaded::read(&arguments.graph.source)?;
     let name = &loaded.name;
+    let reports = [&arguments.graph.json, &arguments.graph.html];
+    loaded.check_spared(reports.into_iter().flatten())?;
+    let read = arguments.selection.plan.as_ref();
+    let given = read.map(|path| Plan::read(path)).transpose()?;
     let options = Options {
         settings: loaded.settings.clone(),
-        selection: selection(&arguments.method, &arguments.selection, None)?,
+        selection: selection(&arguments.method, &arguments.selection, given)?,
         inline: false,
         hoist: true,
         recompute: None,
+        // A pin holds no bytes of its own.
         pin: false,
         adapter: None,
         checks: Checks::default(),
     };
+    let (_, rates) = planned::rates(arguments.profile.as_deref())?;
     let subject = Subject::new(&loaded.model, &options).with_context(|| name.clone())?;
-    let planner = Planner::new(&loaded.model, &options, &subject, Rates::default())?;
-    let before = planner.before()?;
-    println!(
-        "before peak {} saved {} {:.3} s",
-        bytes(before.peak as u64),
-        bytes(before.saved as u64),
-        before.seconds
+    warn_of_doubtful(
+        &arguments.graph.source,
+        &loaded.model,
+        &subject.analyses.roles,
     );
-    for exact in [true, false] {
-        for found in planner.points(exact)? {
-            let point = found.point;
-            println!(
-                "{exact} again {} compressed {} peak {} ({:.1}%) saved {} ({:.1}%) time {:.3}",
-                found.plan.recompute.len(),
-                found.plan.compress.len(),
-                bytes(point.peak as u64),
-                100.0 * point.peak as f64 / before.peak as f64,
-                bytes(point.saved as u64),
-                100.0 * point.saved as f64 / before.saved as f64,
-                point.seconds / before.seconds
-            );
+    let planner = Planner::new(&loaded.model, &options, &subject, rates)?;
+    let candidates = candidates(&planner, arguments.exact).with_context(|| name.clone())?;
+    if reports.into_iter().any(Option::is_some) {
+        let outcome = optimise(&loaded.model, &options).with_context(|| name.clone())?;
+        let after = Analyses::new(&outcome.ran.model, &loaded.settings)?;
+        let sides = Sides {
+            before: (&loaded.model, &outcome.before),
+            after: (&outcome.ran.model, &after),
+            decisions: &outcome.decisions,
+            moved: &outcome.moved,
+            changed: !outcome.ran.passes.is_empty(),
+            hoists: &outcome.hoists,
+            selection: &options.selection,
+        };
+        let report = Report {
+            pareto: candidates.clone(),
+            ..reported(&loaded, &sides, &arguments.graph)?
+        };
+        if let Some(path) = &arguments.graph.json {
+            write_text(path, &json(&report)?)?;
         }
-        use velora_passes::planner::Level;
-        for level in [Level::Cheap, Level::Layers, Level::Sqrt] {
-            if let Some(plan) = planner.level(level, exact) {
-                let point = planner.measure(&plan)?;
-                println!(
-                    "{level:?} {exact} again {} compressed {} peak {} ({:.1}%) saved {} ({:.1}%) time {:.3}",
-                    plan.recompute.len(),
-                    plan.compress.len(),
-                    bytes(point.peak as u64),
-                    100.0 * point.peak as f64 / before.peak as f64,
-                    bytes(point.saved as u64),
-                    100.0 * point.saved as f64 / before.saved as f64,
-                    point.seconds / before.seconds
-                );
-            }
+        if let Some(path) = &arguments.graph.html {
+            write_text(path, &html(&report, View::Inspected))?;
         }
     }
-    Ok(())
+    let streamed = reports.into_iter().flatten().any(|path| is_stream(path));
+    if arguments.graph.source.quiet || streamed {
+        return Ok(());
+    }
+    let style = Style::of(&std::io::stdout(), arguments.graph.source.verbose);
+    print(&table(&candidates, style))
+}
+
+/// The plans to choose from, by falling peak.
+fn candidates(planner: &Planner<'_>, exact_only: bool) -> Result<Vec<Candidate>> {
+    let before = planner.before()?;
+    let candidate = |name: &str, exact, recomputed, compressed, point: Point| Candidate {
+        plan: name.to_owned(),
+        exact,
+        recomputed,
+        compressed,
+        estimate: Estimate::from(point),
+        peak_ratio: point.peak as f64 / before.peak.max(1) as f64,
+        time_ratio: match before.seconds > 0.0 {
+            true => point.seconds / before.seconds,
+            false => 1.0,
+        },
+        pareto: false,
+    };
+    let mut all = vec![candidate("original", true, 0, 0, before)];
+    let kinds: &[bool] = if exact_only { &[true] } else { &[true, false] };
+    for &exact in kinds {
+        let mut known = Vec::new();
+        let levels = [
+            ("none", Level::None),
+            ("cheap", Level::Cheap),
+            ("layers", Level::Layers),
+            ("sqrt", Level::Sqrt),
+        ];
+        let levels = levels.map(|(name, level)| (name, planner.level(level, exact)));
+        let cuts = planner
+            .frontier(exact)
+            .into_iter()
+            .map(|plan| ("cut", Some(plan)));
+        for (name, plan) in levels.into_iter().chain(cuts) {
+            let Some(plan) = plan.filter(|plan| !known.contains(plan)) else {
+                continue;
+            };
+            let (again, compressed) = (plan.recompute.len(), plan.compress.len());
+            // Without a compression it is the exact plan of that name.
+            if exact || compressed > 0 {
+                let point = planner.measure(&plan)?;
+                all.push(candidate(name, exact, again, compressed, point));
+            }
+            known.push(plan);
+        }
+    }
+    mark(&mut all);
+    all.sort_by(|a, b| {
+        let peaks = b.estimate.peak_bytes.cmp(&a.estimate.peak_bytes);
+        peaks.then(a.estimate.seconds.total_cmp(&b.estimate.seconds))
+    });
+    Ok(all)
 }

@@ -36,6 +36,11 @@ pub struct Sides<'a> {
     pub after: (&'a Model, &'a Analyses),
     /// What became of each contraction.
     pub decisions: &'a [select::Decision],
+    /// The analyses of the model that came in, with what was moved in its new place and what is computed again as
+    /// such.
+    pub moved: &'a Analyses,
+    /// Whether the model that goes out is another than the one that came in.
+    pub changed: bool,
     /// What was moved into the forward half.
     pub hoists: &'a [Hoist],
     /// What the user asked for.
@@ -70,8 +75,7 @@ pub fn report(
 /// All of a report that does not depend on orders.
 fn amounts(model: &str, sizes: &BTreeMap<Arc<str>, i64>, sides: &Sides<'_>) -> Report {
     let after = saved_after(sides);
-    let moves = sides.hoists.iter().flat_map(|hoist| &hoist.moves);
-    let halves = sides.before.1.partition.hoisted(moves);
+    let halves = &sides.moved.partition;
     let layers: Vec<Layer> = sides
         .decisions
         .iter()
@@ -95,8 +99,10 @@ fn amounts(model: &str, sizes: &BTreeMap<Arc<str>, i64>, sides: &Sides<'_>) -> R
             .1
             .saved
             .iter()
-            .map(|s| saved(sides, &halves, s))
+            .map(|s| saved(sides, halves, s))
             .collect(),
+        plan: None,
+        pareto: Vec::new(),
         presets: Vec::new(),
         sweep: Vec::new(),
         batch: None,
@@ -109,8 +115,7 @@ fn amounts(model: &str, sizes: &BTreeMap<Arc<str>, i64>, sides: &Sides<'_>) -> R
 /// order saves does not count as saved by compression; and that of the model that goes out, unless it is the
 /// same, since a model that is not rewritten is not reordered either.
 fn orders(sides: &Sides<'_>) -> Result<(Ordered, Option<Ordered>)> {
-    let rewritten = sides.decisions.iter().any(select::Decision::rewritten);
-    let after = (rewritten || !sides.hoists.is_empty()).then(|| ordered(sides.after, false));
+    let after = sides.changed.then(|| ordered(sides.after, false));
     Ok((ordered(sides.before, true)?, after.transpose()?))
 }
 

@@ -108,6 +108,8 @@ pub fn example() -> Report {
                 false,
             ),
         ],
+        plan: None,
+        pareto: vec![],
         presets: vec![],
         sweep: vec![],
         batch: None,

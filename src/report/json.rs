@@ -67,6 +67,8 @@ impl Serialize for Report {
             layers,
             hoisted,
             saved: _,
+            plan,
+            pareto,
             presets,
             sweep,
             batch,
@@ -83,6 +85,12 @@ impl Serialize for Report {
         map.serialize_entry("layers", layers)?;
         map.serialize_entry("hoisted", hoisted)?;
         map.serialize_entry("saved", &self.biggest_first())?;
+        if let Some(plan) = plan {
+            map.serialize_entry("plan", plan)?;
+        }
+        if !pareto.is_empty() {
+            map.serialize_entry("pareto", pareto)?;
+        }
         if !presets.is_empty() {
             map.serialize_entry("presets", presets)?;
         }

@@ -9,6 +9,7 @@ mod examples;
 mod html;
 mod json;
 pub mod per_layer;
+pub mod plan;
 pub mod run;
 mod table;
 mod timeline;
@@ -51,6 +52,10 @@ pub struct Report {
     pub hoisted: Vec<Hoisted>,
     /// One entry for each saved tensor (views counted once). Renderers list the biggest first.
     pub saved: Vec<Saved>,
+    /// The plan of the whole step, where one was asked for.
+    pub plan: Option<plan::StepPlan>,
+    /// The plans to choose from, where that was asked.
+    pub pareto: Vec<plan::Candidate>,
     /// What each preset would do, where that was asked.
     pub presets: Vec<Preset>,
     /// What other numbers of groups would do, where that was asked.

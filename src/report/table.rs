@@ -47,8 +47,12 @@ impl Style {
 pub fn optimized(report: &Report, style: Style) -> String {
     let mut text = layers(report, style, View::Optimized);
     text += &hoisted(report, style, View::Optimized);
+    if let Some(plan) = &report.plan {
+        text += &plan.table(style);
+    }
     text += &totals(&report.totals, style, View::Optimized);
-    let unchanged = match report.hoisted.is_empty() {
+    let again = report.plan.as_ref().is_some_and(|plan| plan.recomputed > 0);
+    let unchanged = match report.hoisted.is_empty() && !again {
         true => ": the graph is unchanged",
         false => "",
     };

@@ -17,12 +17,13 @@ use crate::select::{Decision, LayerPlan, Reason, element_bytes, select};
 use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::hoist::{Context, Held};
 use velora_graph::analysis::lifetimes::{Lifetimes, Sizes};
+use velora_graph::analysis::partition::is_copy;
 use velora_graph::analysis::recompute::blocks::borders;
-use velora_graph::analysis::recompute::cost::{Costs, Rates};
+use velora_graph::analysis::recompute::cost::{Class, Costs, Rates, class};
 use velora_graph::analysis::recompute::cut::{Choice, Compressed, Problem, Terms};
 use velora_graph::analysis::sites::Form;
 use velora_graph::analysis::{Analyses, Settings};
-use velora_graph::ir::{Model, NodeId, ValueId};
+use velora_graph::ir::{Graph, Model, NodeId, ValueId};
 
 /// How much is computed again, where no bound is to be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,10 @@ pub struct Point {
     pub saved: i64,
     /// Seconds of a step, by the cost model.
     pub seconds: f64,
+    /// Bytes that copies of forward nodes make, but for views.
+    pub again_bytes: i64,
+    /// Floating-point operations of matrix products among the copies.
+    pub again_flops: f64,
 }
 
 /// A graph, ready to be planned.
@@ -84,6 +89,7 @@ pub struct Planner<'a> {
     model: &'a Model,
     options: &'a Options,
     analyses: &'a Analyses,
+    sizes: &'a Sizes,
     rates: Rates,
     problem: Problem<'a>,
     /// What was decided about each contraction, if nothing were computed again.
@@ -166,11 +172,27 @@ impl<'a> Planner<'a> {
             model,
             options,
             analyses,
+            sizes,
             rates,
             problem: Problem::new(context, costs)?,
             decisions: decisions.clone(),
             compressed,
         })
+    }
+
+    /// The graph of the model that came in.
+    pub fn graph(&self) -> &'a Graph {
+        &self.model.graph
+    }
+
+    /// Seconds of a node of it, by the cost model.
+    pub fn seconds(&self, node: NodeId) -> f64 {
+        self.problem.costs().node(node)
+    }
+
+    /// Bytes of a value of it, at the sizes assumed; 0 where they are not known.
+    pub fn bytes(&self, value: ValueId) -> i64 {
+        self.sizes.of(value).unwrap_or(0)
     }
 
     /// The plan with the least cost at a price, in bytes for a second; `exact` compresses nothing.
@@ -284,18 +306,41 @@ impl<'a> Planner<'a> {
         point(&outcome, &options.settings, self.rates)
     }
 
+    /// The tensors that are alive at a plan's peak, by name with their bytes, the largest first.
+    ///
+    /// # Errors
+    /// [`JobError`] where the rewritten model cannot be analysed.
+    pub fn dominates(&self, plan: &Plan) -> Result<Vec<(String, i64)>, JobError> {
+        let options = Options {
+            pin: false,
+            ..self.options(plan)
+        };
+        let model = planned(self.model, &options, self.analyses)?.ran.model;
+        let graph = &model.graph;
+        let analyses = Analyses::new(&model, &options.settings)?;
+        let sizes = assumed_sizes(&model, &analyses.shapes);
+        let lifetimes = Lifetimes::new(graph, &analyses.buffers, &sizes, graph.order());
+        let alive = lifetimes.live_at(lifetimes.peak(&sizes).1).into_iter();
+        let mut alive: Vec<(String, i64)> = alive
+            .filter_map(|value| Some((graph.value(value).name.clone(), sizes.of(value)?)))
+            .collect();
+        alive.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        Ok(alive)
+    }
+
     /// What the model that came in comes to, in the best order found for it.
     ///
     /// # Errors
     /// [`JobError::Graph`] where it has no order.
     pub fn before(&self) -> Result<Point, JobError> {
         let graph = &self.model.graph;
-        let sizes = assumed_sizes(self.model, &self.analyses.shapes);
-        let schedule = crate::schedule::schedule(graph, &self.analyses.buffers, &sizes)?;
+        let schedule = crate::schedule::schedule(graph, &self.analyses.buffers, self.sizes)?;
         Ok(Point {
             peak: schedule.peak,
-            saved: saved(self.analyses, &sizes),
+            saved: saved(self.analyses, self.sizes),
             seconds: self.problem.costs().step(),
+            again_bytes: 0,
+            again_flops: 0.0,
         })
     }
 }
@@ -311,10 +356,18 @@ pub fn point(outcome: &Outcome, settings: &Settings, rates: Rates) -> Result<Poi
     let sizes = assumed_sizes(model, &analyses.shapes);
     let lifetimes = Lifetimes::new(graph, &analyses.buffers, &sizes, graph.order());
     let costs = Costs::new(graph, &analyses.partition, &analyses.shapes, &sizes, rates);
+    let copies = graph.order().iter().map(|&id| graph.node(id));
+    let copies = copies.filter(|node| is_copy(node) && class(node) != Class::Nothing);
+    let made = copies
+        .clone()
+        .flat_map(|node| node.outputs.iter().flatten());
+    let products = copies.filter(|node| class(node) == Class::Products);
     Ok(Point {
         peak: lifetimes.peak(&sizes).0,
         saved: saved(&analyses, &sizes),
         seconds: costs.step(),
+        again_bytes: made.filter_map(|&value| sizes.of(value)).sum(),
+        again_flops: products.map(|node| costs.operations(node)).sum(),
     })
 }
 

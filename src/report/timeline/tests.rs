@@ -57,6 +57,8 @@ fn case(file: &str, given: &[(&str, i64)]) -> Case {
             before: (&model, &outcome.before),
             after: (&outcome.ran.model, &after),
             decisions: &outcome.decisions,
+            moved: &outcome.moved,
+            changed: !outcome.ran.passes.is_empty(),
             hoists: &outcome.hoists,
             selection: &options.selection,
         };

@@ -221,7 +221,7 @@ impl<'a> Costs<'a> {
 
     /// The floating-point operations of a product: two for each element of the result and each that is summed
     /// up for it.
-    fn operations(&self, node: &Node) -> f64 {
+    pub fn operations(&self, node: &Node) -> f64 {
         let elements = |value: ValueId| {
             let dims = self.shapes.of(value).shape.iter().flatten();
             let sizes = dims.map(|dim| self.sizes.dim(dim).unwrap_or(1) as f64);
