@@ -160,7 +160,7 @@ fn carry_out(
     if let Some(names) = options.recompute.as_ref().filter(|names| !names.is_empty()) {
         let nodes = recompute::listed(&model.graph, &before.partition, names);
         let nodes = nodes.map_err(|(tensor, why)| JobError::Recompute { tensor, why })?;
-        moved = moved.recomputed(&model.graph, nodes);
+        moved = moved.recomputed(&model.graph, &nodes);
     }
     let mut decisions = select(&model.graph, &moved, &options.selection)?;
     let mut hoists = Vec::new();

@@ -89,6 +89,10 @@ pub struct ParetoArguments {
     /// Exact plans only
     #[arg(long, help_heading = "Planner")]
     pub exact: bool,
+    /// So many more plans between each two
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true,
+          value_parser = clap::value_parser!(u8).range(..=32), help_heading = "Planner")]
+    pub between: u8,
     /// What this machine does in a second: a profile that `run --profile F` wrote
     #[arg(long, value_name = "F", help_heading = "Planner")]
     pub profile: Option<PathBuf>,

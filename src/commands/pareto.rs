@@ -44,7 +44,7 @@ pub fn run(arguments: &ParetoArguments) -> Result<()> {
         &subject.analyses.roles,
     );
     let planner = Planner::new(&loaded.model, &options, &subject, rates)?;
-    let candidates = candidates(&planner, arguments.exact).with_context(|| name.clone())?;
+    let candidates = candidates(&planner, arguments).with_context(|| name.clone())?;
     if reports.into_iter().any(Option::is_some) {
         let outcome = optimise(&loaded.model, &options).with_context(|| name.clone())?;
         let after = Analyses::new(&outcome.ran.model, &loaded.settings)?;
@@ -77,7 +77,7 @@ pub fn run(arguments: &ParetoArguments) -> Result<()> {
 }
 
 /// The plans to choose from, by falling peak.
-fn candidates(planner: &Planner<'_>, exact_only: bool) -> Result<Vec<Candidate>> {
+fn candidates(planner: &Planner<'_>, arguments: &ParetoArguments) -> Result<Vec<Candidate>> {
     let before = planner.before()?;
     let candidate = |name: &str, exact, recomputed, compressed, point: Point| Candidate {
         plan: name.to_owned(),
@@ -93,7 +93,11 @@ fn candidates(planner: &Planner<'_>, exact_only: bool) -> Result<Vec<Candidate>>
         pareto: false,
     };
     let mut all = vec![candidate("original", true, 0, 0, before)];
-    let kinds: &[bool] = if exact_only { &[true] } else { &[true, false] };
+    let kinds: &[bool] = if arguments.exact {
+        &[true]
+    } else {
+        &[true, false]
+    };
     for &exact in kinds {
         let mut known = Vec::new();
         let levels = [

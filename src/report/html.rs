@@ -8,6 +8,7 @@ mod data;
 #[cfg(test)]
 mod evaluated;
 mod markup;
+mod plan;
 mod tables;
 
 use super::{Report, View};
@@ -64,6 +65,8 @@ pub fn html(report: &Report, view: View) -> String {
         page.raw(PATTERNS);
         page.raw("<div id=\"schedule\"></div>\n");
     }
+    plan::pareto(&mut page, report);
+    plan::plan(&mut page, report);
     tables::layers(&mut page, report, view);
     tables::saved(&mut page, report);
     tables::hoisted(&mut page, report, view);

@@ -74,7 +74,8 @@ pub enum Fate {
 }
 
 impl Fate {
-    fn word(self) -> &'static str {
+    /// As people read it.
+    pub(super) fn word(self) -> &'static str {
         match self {
             Fate::Kept => "kept",
             Fate::Recomputed => "computed again",

@@ -1,6 +1,6 @@
 //! One case: header, graph, expectation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::{Analyses, Settings, symbols};
 use velora_graph::ir::{Graph, Model, NodeId, ValueId};
 use velora_graph::onnx::read::{UnknownFields, read};
@@ -38,6 +38,8 @@ pub struct Case {
     pub selection: Selection,
     pub inline: bool,
     pub hoist: bool,
+    /// What is computed again, where anything is said of it.
+    pub recompute: Option<BTreeSet<String>>,
     /// How bases of adapters are stored, where weights get some.
     pub adapter: Option<Base>,
     /// Also what `show` names.
@@ -81,6 +83,10 @@ impl Case {
                     }
                 }
                 Some(("layer", plan)) => case.layer(plan)?,
+                Some(("again", names)) => {
+                    let names = names.split_whitespace().map(str::to_owned);
+                    case.recompute = Some(names.filter(|name| name != "-").collect());
+                }
                 Some(("show", what)) => {
                     case.show.extend(what.split_whitespace().map(str::to_owned));
                 }

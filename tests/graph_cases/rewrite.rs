@@ -46,16 +46,22 @@ impl Kind for Rewrite {
 }
 
 fn rewritten(case: &Case, inline: bool, pin: bool) -> Result<Outcome, String> {
+    let last = match (&case.recompute, case.hoist) {
+        (Some(_), _) => "recompute",
+        (None, true) => "hoist",
+        (None, false) => "dead-code",
+    };
     let options = Options {
         settings: case.settings.clone(),
         selection: case.selection.clone(),
         inline,
         hoist: case.hoist,
+        recompute: case.recompute.clone(),
         pin,
         adapter: case.adapter.map(|base| Adapter { base, folder: None }),
         checks: Checks {
             verify_each: true,
-            keep_after: Some(if case.hoist { "hoist" } else { "dead-code" }.to_owned()),
+            keep_after: Some(last.to_owned()),
         },
     };
     optimise(&case.model, &options).map_err(|error| {

@@ -96,10 +96,11 @@ impl Analyses {
         })
     }
 
-    /// What they say once forward nodes are computed again in the backward half; `graph` is the one that they are
-    /// of.
-    pub fn recomputed(&self, graph: &Graph, nodes: impl IntoIterator<Item = NodeId>) -> Self {
-        let partition = self.partition.recomputed(nodes);
+    /// What they say once forward nodes are computed again in the backward half, as far as anything there needs
+    /// what they make; `graph` is the one that they are of.
+    pub fn recomputed(&self, graph: &Graph, nodes: &BTreeSet<NodeId>) -> Self {
+        let needed = recompute::needed(graph, &self.partition, &self.buffers, nodes);
+        let partition = self.partition.recomputed(needed);
         Analyses {
             saved: saved_activations(graph, &partition, &self.buffers),
             partition,

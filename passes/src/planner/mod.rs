@@ -197,22 +197,26 @@ impl<'a> Planner<'a> {
 
     /// The plan with the least cost at a price, in bytes for a second; `exact` compresses nothing.
     pub fn cut(&self, price: f64, exact: bool) -> Plan {
+        self.choice(price, exact).into()
+    }
+
+    /// The same, with what the cut counts.
+    pub fn choice(&self, price: f64, exact: bool) -> Choice {
         self.terms(price, true, exact, &BTreeSet::new())
     }
 
-    fn terms(&self, price: f64, products: bool, exact: bool, keep: &BTreeSet<ValueId>) -> Plan {
+    fn terms(&self, price: f64, products: bool, exact: bool, keep: &BTreeSet<ValueId>) -> Choice {
         let none = BTreeMap::new();
         let compressed = match exact {
             true => &none,
             false => &self.compressed,
         };
-        let choice = self.problem.cut(&Terms {
+        self.problem.cut(&Terms {
             price,
             products,
             keep,
             compressed,
-        });
-        choice.into()
+        })
     }
 
     /// The plan of a level; without blocks `layers` and `sqrt` are `None`.
@@ -221,28 +225,24 @@ impl<'a> Planner<'a> {
             Level::None => return Some(self.nothing(exact)),
             Level::Cheap => {
                 let price = self.rates.elementwise / MOVED_FOR_A_BYTE;
-                return Some(self.terms(price, false, exact, &BTreeSet::new()));
+                return Some(self.terms(price, false, exact, &BTreeSet::new()).into());
             }
             Level::Layers => 1,
-            Level::Sqrt => self.blocks().isqrt().max(1),
+            Level::Sqrt => self.borders().len().saturating_sub(1).isqrt().max(1),
         };
-        let Analyses {
-            roles, partition, ..
-        } = self.analyses;
-        let borders = borders(&self.model.graph, roles, partition);
+        let borders = self.borders();
         let keep: BTreeSet<ValueId> = (borders.iter().step_by(every))
             .map(|&border| self.analyses.buffers.root(border))
             .collect();
-        (borders.len() > 1).then(|| self.terms(TIE, true, exact, &keep))
+        (borders.len() > 1).then(|| self.terms(TIE, true, exact, &keep).into())
     }
 
-    /// How many blocks the model has.
-    fn blocks(&self) -> usize {
+    /// The tensors between the model's blocks ([`borders`]).
+    pub fn borders(&self) -> Vec<ValueId> {
         let Analyses {
             roles, partition, ..
         } = self.analyses;
-        let borders = borders(&self.model.graph, roles, partition);
-        borders.len().saturating_sub(1)
+        borders(&self.model.graph, roles, partition)
     }
 
     /// The plan that computes nothing again, and compresses what is freed by that alone.

@@ -82,15 +82,6 @@ impl Planner<'_> {
         })
     }
 
-    /// All plans of the frontier, with what they come to.
-    ///
-    /// # Errors
-    /// [`JobError`] where a rewritten model cannot be analysed.
-    pub fn points(&self, exact: bool) -> Result<Vec<Found>, JobError> {
-        let plans = std::iter::once(self.nothing(exact)).chain(self.frontier(exact));
-        plans.map(|plan| self.found(plan)).collect()
-    }
-
     fn found(&self, plan: Plan) -> Result<Found, JobError> {
         let point = self.measure(&plan)?;
         Ok(Found { plan, point })
@@ -168,6 +159,7 @@ impl Planner<'_> {
         below: impl Fn(&Found) -> bool,
     ) -> Result<(Option<Found>, Option<Found>), JobError> {
         let groups = self.groups(from, to);
+        let part = |count: usize| part(from, to, &groups[..count]);
         let (mut low, mut high) = (0usize, groups.len());
         let (mut last_below, mut last_above) = (None, None);
         for _ in 0..HALVINGS {
@@ -175,16 +167,22 @@ impl Planner<'_> {
             if middle == low || middle == high {
                 break;
             }
-            let mut plan = from.clone();
-            plan.compress.clone_from(&to.compress);
-            plan.recompute.extend(groups[..middle].iter().flatten());
-            let found = self.found(plan)?;
+            let found = self.found(part(middle))?;
             match below(&found) {
                 true => (low, last_below) = (middle, Some(found)),
                 false => (high, last_above) = (middle, Some(found)),
             }
         }
         Ok((last_below, last_above))
+    }
+
+    /// So many plans between two, evenly spaced in pieces of work.
+    pub fn steps(&self, from: &Plan, to: &Plan, count: usize) -> Vec<Plan> {
+        let groups = self.groups(from, to);
+        let steps = (1..=count).map(|step| groups.len() * step / (count + 1));
+        steps
+            .map(|pieces| part(from, to, &groups[..pieces]))
+            .collect()
     }
 
     /// The work that a plan does beyond another, in pieces that belong together, in the order of the forward half.
@@ -212,4 +210,14 @@ impl Planner<'_> {
         groups.sort_by_key(|group| group.iter().map(|id| place[id.index()]).min());
         groups
     }
+}
+
+/// A plan, and some of the work of another that does more.
+fn part(from: &Plan, to: &Plan, groups: &[BTreeSet<NodeId>]) -> Plan {
+    let mut plan = Plan {
+        recompute: from.recompute.clone(),
+        compress: to.compress.clone(),
+    };
+    plan.recompute.extend(groups.iter().flatten());
+    plan
 }

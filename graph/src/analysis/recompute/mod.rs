@@ -11,8 +11,12 @@ pub mod blocks;
 pub mod cost;
 pub mod cut;
 
-use crate::ir::Node;
+use super::buffers::Buffers;
+use super::partition::{Half, Partition};
+use super::saved::needs_bytes;
+use crate::ir::{Graph, Node, NodeId, Use};
 use crate::onnx::schema::AttributeType;
+use std::collections::BTreeSet;
 
 /// Whether computing a node again makes the same values: it is a known operator that draws no random numbers,
 /// has no nested graph, and is none of ours.
@@ -26,4 +30,30 @@ pub fn may_recompute(node: &Node) -> bool {
         && node.op() != "Constant"
         && node.captures.is_empty()
         && !attributes.any(|a| a.r#type.is_some_and(nested))
+}
+
+/// Of some forward nodes those that the backward half needs a second time: what they make is read by a backward
+/// node, or by another of them that is needed.
+pub fn needed(
+    graph: &Graph,
+    partition: &Partition,
+    buffers: &Buffers,
+    nodes: &BTreeSet<NodeId>,
+) -> BTreeSet<NodeId> {
+    // A graph without an order is refused by whoever changes it.
+    let order = graph.topological_order().unwrap_or_default();
+    let mut needed = BTreeSet::new();
+    for id in order.into_iter().rev().filter(|id| nodes.contains(id)) {
+        let made = graph.node(id).outputs.iter().flatten();
+        let members = made.flat_map(|&value| buffers.members(value));
+        let mut reads = members.flat_map(|&value| &graph.value(value).users);
+        let late = |&Use { node, slot }: &Use| {
+            let again = partition.half(node) == Half::Backward || needed.contains(&node);
+            again && needs_bytes(graph.node(node), slot)
+        };
+        if reads.any(late) {
+            needed.insert(id);
+        }
+    }
+    needed
 }
