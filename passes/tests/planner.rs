@@ -44,9 +44,13 @@ fn model(file: &str) -> Model {
     Model::from_proto(read(&models().join(file), UnknownFields::Allow).unwrap()).unwrap()
 }
 
-/// Sizes of a model's symbols.
-fn sized(model: &Model) -> Vec<(String, i64)> {
-    let size = |name: &str| if name == "seq" { 16 } else { 8 };
+/// Sizes of a model's symbols; `rows` are those of the loss, samples or tokens.
+fn sized(file: &str, model: &Model) -> Vec<(String, i64)> {
+    let size = |name: &str| match name {
+        "seq" => 16,
+        "rows" if file.contains("llama") => 8 * 16,
+        _ => 8,
+    };
     let symbols = symbols(&model.graph).into_iter();
     symbols
         .map(|name| (name.to_string(), size(&name)))
@@ -146,7 +150,7 @@ fn plans_are_nested_by_price() {
         "ort/cnn.onnx",
     ] {
         let model = model(file);
-        let sizes = sized(&model);
+        let sizes = sized(file, &model);
         let sizes: Vec<(&str, i64)> = sizes.iter().map(|(n, s)| (n.as_str(), *s)).collect();
         let options = options(&sizes);
         let subject = Subject::new(&model, &options).unwrap();
@@ -173,7 +177,7 @@ fn bounds_are_kept_by_the_graph_that_is_written() {
         "aot/mlp.onnx",
     ] {
         let model = model(file);
-        let sizes = sized(&model);
+        let sizes = sized(file, &model);
         let sizes: Vec<(&str, i64)> = sizes.iter().map(|(n, s)| (n.as_str(), *s)).collect();
         let options = options(&sizes);
         let subject = Subject::new(&model, &options).unwrap();

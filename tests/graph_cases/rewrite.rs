@@ -249,7 +249,13 @@ fn nodes(before: &GraphProto, after: &GraphProto) -> Result<(), String> {
             same.metadata_props.retain(|e| !marks.contains(&e.key()));
         }
         for (input, was) in same.input.iter_mut().zip(&was.input) {
-            if input.starts_with("velora.") {
+            // What was transposed twice is read as it is.
+            let transposed = |name: &str| {
+                let maker = old.get(name).filter(|maker| maker.op_type() == "Transpose");
+                maker.map(|maker| maker.input[0].clone())
+            };
+            let derived = transposed(was).and_then(|inner| transposed(&inner));
+            if input.starts_with("velora.") || derived.as_ref() == Some(input) {
                 input.clone_from(was);
             }
         }

@@ -3,7 +3,8 @@
 //! Gradient checkpointing (Chen et al., 2016, arXiv 1604.06174) saves what goes from one block to the next, and
 //! computes the rest of a block again. A border between blocks is a tensor that everything goes through on its
 //! way from an input to the loss: a *dominator* of the loss. Of those, the borders of the longest run of equal
-//! blocks are taken, a block being what lies between so many of them, with the same operators each time.
+//! blocks are taken, a block being what lies between so many of them, with the same matrix products each time (the
+//! first block of a model is often spared a normalisation that the others have).
 
 use crate::analysis::partition::{Half, Partition};
 use crate::analysis::recompute::cost::{Class, class};
@@ -35,8 +36,8 @@ pub fn borders(graph: &Graph, roles: &Roles, partition: &Partition) -> Vec<Value
 /// A tensor that everything goes through, and what lies between the one before and it.
 struct Segment {
     border: ValueId,
-    /// How often each operator occurs.
-    operators: BTreeMap<String, usize>,
+    /// How often each operator that multiplies matrices occurs.
+    products: BTreeMap<String, usize>,
 }
 
 /// The dominators of the loss on the way from an input, with a product between any two.
@@ -82,9 +83,8 @@ fn chain(
     for (at, place) in spine.iter().enumerate() {
         number[place.index()] = Some(at);
     }
-    // By place on the spine: the operators that lie behind it, and in front of the next.
+    // By place on the spine: the products that lie behind it, and in front of the next.
     let mut behind: Vec<BTreeMap<String, usize>> = vec![BTreeMap::new(); spine.len()];
-    let mut products = vec![0usize; spine.len()];
     for place in flow.node_indices() {
         let Some(id) = flow[place] else { continue };
         let mut here = Some(place);
@@ -99,33 +99,29 @@ fn chain(
         };
         let Some(at) = at else { continue };
         let node = graph.node(id);
-        match class(node) {
-            Class::Nothing => continue,
-            Class::Products => products[at] += 1,
-            _ => {}
+        if class(node) == Class::Products {
+            *behind[at].entry(node.op().to_owned()).or_default() += 1;
         }
-        *behind[at].entry(node.op().to_owned()).or_default() += 1;
     }
     let mut segments = Vec::new();
-    let mut operators = BTreeMap::new();
-    let mut seen = 0;
+    let mut products: BTreeMap<String, usize> = BTreeMap::new();
     for (at, &place) in spine.iter().enumerate() {
         if at > 0 {
             for (op, count) in &behind[at - 1] {
-                *operators.entry(op.clone()).or_default() += count;
+                *products.entry(op.clone()).or_default() += count;
             }
-            seen += products[at - 1];
         }
         let border = flow[place].and_then(|id| graph.node(id).outputs.first().copied().flatten());
-        // The first one is what the input has become before any product.
-        if let Some(border) = border
-            && (seen > 0 || segments.is_empty())
-        {
+        let Some(border) = border else { continue };
+        // The first one is what the input has become in front of all products.
+        if products.is_empty() && segments.len() == 1 {
+            segments.clear();
+        }
+        if !products.is_empty() || segments.is_empty() {
             segments.push(Segment {
                 border,
-                operators: std::mem::take(&mut operators),
+                products: std::mem::take(&mut products),
             });
-            seen = 0;
         }
     }
     segments
@@ -135,7 +131,7 @@ fn chain(
 fn longest_run(chain: &[Segment]) -> Vec<ValueId> {
     let mut best = (0, Vec::new());
     for period in 1..=chain.len() / 2 {
-        let equal = |at: usize| chain[at].operators == chain[at + period].operators;
+        let equal = |at: usize| chain[at].products == chain[at + period].products;
         let mut at = 1;
         while at + period < chain.len() {
             let start = at;
