@@ -45,6 +45,7 @@ impl Pair {
             selection,
             inline,
             hoist,
+            recompute: None,
             pin: true,
             adapter: None,
             checks: Checks::default(),
