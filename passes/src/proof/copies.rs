@@ -46,10 +46,7 @@ pub fn undo(old: &Graph, analyses: &Analyses, rewritten: &Model) -> Option<Copie
         return None;
     }
     let makers = [old, new].map(makers);
-    let original = |id: NodeId| {
-        let mut made = new.node(id).outputs.iter().flatten();
-        made.find_map(|&v| makers[0].get(new.value(v).name.as_str()).copied())
-    };
+    let original = |id| original(new, &makers[0], id);
     // What stands for a node of the original is that node, whatever its marks say.
     let copies: HashSet<NodeId> = (new.order().iter().copied())
         .filter(|&id| is_copy(new.node(id)) && original(id).is_none())
@@ -82,6 +79,12 @@ fn makers(graph: &Graph) -> HashMap<&str, NodeId> {
         }
     }
     makers
+}
+
+/// The node of the original that makes a value of the name of one that a node makes.
+fn original(new: &Graph, makers: &HashMap<&str, NodeId>, id: NodeId) -> Option<NodeId> {
+    let mut made = new.node(id).outputs.iter().flatten();
+    made.find_map(|&v| makers.get(new.value(v).name.as_str()).copied())
 }
 
 /// What a node computes, but for its operands' values.
@@ -136,9 +139,8 @@ impl Classes {
         for &id in order {
             let node = graph.node(id);
             // A pin hands on what it gets: that is shown elsewhere, of pins that are not the original's.
-            if (node.velora_op(), node.op()) == (Some("Pin"), "Reshape")
+            if let Some((read, made)) = gate(graph, id)
                 && original(id).is_none()
-                && let (Some(&Some(read)), &[Some(made)]) = (node.inputs.first(), &node.outputs[..])
             {
                 classes.numbers[made.index()] = classes.number(read);
                 continue;
@@ -205,6 +207,16 @@ fn standard(domain: &str) -> &str {
     }
 }
 
+/// What a pin hands on, and under which name, where a node is the one that does.
+fn gate(graph: &Graph, id: NodeId) -> Option<(ValueId, ValueId)> {
+    let node = graph.node(id);
+    let (Some(&Some(read)), &[Some(made)]) = (node.inputs.first(), &node.outputs[..]) else {
+        return None;
+    };
+    let is_gate = (node.velora_op(), node.op()) == (Some("Pin"), "Reshape");
+    is_gate.then_some((read, made))
+}
+
 fn encoded(attributes: &[AttributeProto]) -> Vec<u8> {
     let encoded = attributes
         .iter()
@@ -224,13 +236,29 @@ struct Prover<'a> {
 }
 
 impl Prover<'_> {
+    /// The node of the original that a node stands for, by the names of what they make.
+    fn original(&self, id: NodeId) -> Option<NodeId> {
+        original(self.new, &self.makers[0], id)
+    }
+
     fn prove(&self, order: &[NodeId], rewritten: &Model) -> Copies {
         let new = self.new;
         let mut differences = Vec::new();
         let mut wrong: HashSet<NodeId> = HashSet::new();
         let mut patch = Patch::new("proof", "copies undone");
-        for &id in order.iter().filter(|id| self.copies.contains(id)) {
+        // By value: what is read in its place. Pins are seen through: they follow a schedule that may run a copy
+        // before its original, for which others would wait in vain.
+        let mut instead: Vec<ValueId> = new.values().collect();
+        for &id in order {
             let node = new.node(id);
+            if let Some((read, made)) = gate(new, id)
+                && self.original(id).is_none()
+            {
+                instead[made.index()] = instead[read.index()];
+            }
+            if !self.copies.contains(&id) {
+                continue;
+            }
             let problem = match self.target(id) {
                 _ if self.is_handed_on(id) => Some(at(
                     new,
@@ -239,7 +267,12 @@ impl Prover<'_> {
                     "is marked as computed again, and what it makes leaves the graph or is read by a nested one",
                 )),
                 Some(original) => {
-                    self.redirect(&mut patch, id, original);
+                    let outputs = node.outputs.iter().zip(&new.node(original).outputs);
+                    for (made, original) in outputs {
+                        if let (&Some(made), &Some(original)) = (made, original) {
+                            instead[made.index()] = original;
+                        }
+                    }
                     None
                 }
                 // Of what a wrong copy leads to nothing more can be said.
@@ -257,6 +290,12 @@ impl Prover<'_> {
         let removed: HashSet<NodeId> = self.copies.difference(&wrong).copied().collect();
         for &id in &removed {
             patch.remove(id);
+        }
+        for value in new.values().filter(|v| instead[v.index()] != *v) {
+            for (reader, slot) in new.reads(value) {
+                let name = &new.value(instead[value.index()]).name;
+                patch.redirect(reader, slot, name.clone());
+            }
         }
         let undone = match removed.is_empty() {
             true => None,
@@ -316,10 +355,7 @@ impl Prover<'_> {
         let (old, new) = (self.old, self.new);
         let made = new.node(id).outputs.iter().flatten();
         let mut reads = made.flat_map(|&value| new.reads(value)).map(|read| {
-            let gate = new.node(read.0);
-            let is_gate = (gate.velora_op(), gate.op()) == (Some("Pin"), "Reshape");
-            let gated = gate.outputs.first().copied().flatten();
-            let behind = gated.filter(|_| is_gate).and_then(|v| new.reads(v).next());
+            let behind = gate(new, read.0).and_then(|(_, gated)| new.reads(gated).next());
             behind.unwrap_or(read)
         });
         reads.find_map(|(reader, slot)| {
@@ -330,18 +366,6 @@ impl Prover<'_> {
             let node = after.get(old.value(read).name.as_str()).copied()?;
             self.classes.is_original_of(node, id).then_some(node)
         })
-    }
-
-    /// Lets what reads a copy read its original.
-    fn redirect(&self, patch: &mut Patch, copy: NodeId, original: NodeId) {
-        let (from, to) = (self.new.node(copy), self.new.node(original));
-        for (made, instead) in from.outputs.iter().zip(&to.outputs) {
-            if let (&Some(made), &Some(instead)) = (made, instead) {
-                for (reader, slot) in self.new.reads(made) {
-                    patch.redirect(reader, slot, self.new.value(instead).name.clone());
-                }
-            }
-        }
     }
 
     /// By label: the nodes that are no copies, the first of each.
@@ -419,7 +443,7 @@ fn differs(was: &Node, is: &Node) -> Option<String> {
     (!same).then(|| "has an attribute more".to_owned())
 }
 
-/// Of pins that would let an original wait for what reads its copy.
+/// Of nested graphs that capture what a pin hands on, and wait for what reads the copy of what they lead to.
 fn circular(error: &GraphError) -> Difference {
     Difference {
         node: String::new(),
