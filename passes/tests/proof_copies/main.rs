@@ -164,7 +164,7 @@ fn plans_are_accepted() {
                 assert_eq!(proof.copies, count(&is_copy), "{at}");
                 if exact {
                     // Nothing else is gone then: weights that were transposed twice.
-                    assert_eq!((proof.added, proof.gradients.len()), (0, 0), "{at}");
+                    assert!(proof.gradients.is_empty(), "{at}");
                     derived += proof.removed;
                 }
                 let pins = count(&|n| n.velora_op() == Some("Pin"));
@@ -180,9 +180,13 @@ fn plans_are_accepted() {
                 assert_eq!(proof.gradients.len(), decisions.count(), "{at}");
                 // Their ids are those of the graph with the copies.
                 for gradient in &proof.gradients {
-                    let made = graph.node(gradient.node).outputs[0].unwrap();
                     let result = gradient.site.result(&original.graph).unwrap();
-                    assert_eq!(graph.value(made).name, original.graph.value(result).name);
+                    let result = &original.graph.value(result).name;
+                    let mut made = graph.node(gradient.node).outputs.iter().flatten();
+                    assert!(
+                        made.any(|&v| graph.value(v).name == *result),
+                        "{at}: {result}"
+                    );
                     assert!(
                         graph.value(gradient.factors.z).name.starts_with("velora."),
                         "{at}"
