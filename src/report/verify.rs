@@ -165,6 +165,7 @@ impl Certificate {
                 "nodes_removed": proof.removed,
                 "nodes_added": proof.added,
                 "nodes_of_pins": proof.pins,
+                "nodes_again": proof.copies,
                 "differences": proof.differences.iter().map(problem).collect::<Vec<_>>(),
             },
             "forward_identical": identical(identity.map(|i| i.forward)),
@@ -220,6 +221,12 @@ pub fn table(certificate: &Certificate, style: Style) -> String {
         "graph: {} nodes are the original's, {} of its nodes are gone, {} are new and {} are of pins\n",
         proof.same, proof.removed, proof.added, proof.pins
     );
+    if proof.copies > 0 {
+        text += &format!(
+            "computed again: {} nodes are copies of forward nodes\n",
+            proof.copies
+        );
+    }
     if let Some(more) = proof.differences.len().checked_sub(1) {
         let shown = if style.everything { usize::MAX } else { 5 };
         for difference in proof.differences.iter().take(shown) {
@@ -415,6 +422,21 @@ all trained parameters together: cosine 0.5000, norm ratio -
 verified
 "
         );
+    }
+
+    #[test]
+    fn copies_are_counted() {
+        let mut certificate = certificate(0.0);
+        let again = |certificate: &Certificate| {
+            let json: Value = serde_json::from_str(&certificate.json().unwrap()).unwrap();
+            json["structure"]["nodes_again"].as_u64().unwrap()
+        };
+        assert_eq!(again(&certificate), 0);
+        certificate.proof.copies = 5;
+        assert_eq!(again(&certificate), 5);
+        let text = table(&certificate, PLAIN);
+        let line = text.lines().nth(1).unwrap();
+        assert_eq!(line, "computed again: 5 nodes are copies of forward nodes");
     }
 
     #[test]

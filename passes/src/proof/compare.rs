@@ -1,59 +1,104 @@
 //! Whether two nodes are one: the same message, the same values read.
 
+use super::transposes::{Forms, is_transpose};
 use super::{Difference, Side, at};
 use prost::Message;
 use std::path::Path;
-use velora_graph::ir::NodeId;
+use velora_graph::ir::{Graph, Node, NodeId, ValueId};
 use velora_graph::onnx::read::map_external_data;
 use velora_graph::onnx::schema::{GraphProto, NodeProto, TensorProto};
 
+/// A graph, and what is a transposition of what there.
+#[derive(Clone, Copy)]
+pub struct Seen<'a> {
+    pub side: Side<'a>,
+    pub forms: &'a Forms,
+}
+
 /// Compares a node of the original with one of the rewritten graph; what is read at the place `but` is
-/// not compared.
+/// not compared. Returns the operands that have another name, and are the same value transposed in the same way.
 pub fn nodes(
-    original: Side<'_>,
+    before: Seen<'_>,
     id: NodeId,
-    rewritten: Side<'_>,
+    after: Seen<'_>,
     twin: NodeId,
     but: Option<usize>,
-) -> Result<(), Difference> {
+) -> Result<Vec<usize>, Difference> {
+    let (original, rewritten) = (before.side, after.side);
     let (old, new) = (original.graph(), rewritten.graph());
     let (was, is) = (old.node(id), new.node(twin));
-    let differs = |tensor: &str, problem: String| Err(at(old, id, tensor, problem));
-    message(&was.proto, &is.proto).or_else(|problem| differs("", problem))?;
-    let name = |graph: &velora_graph::ir::Graph, value: &Option<_>| match value {
-        Some(value) => graph.value(*value).name.clone(),
-        None => String::new(),
-    };
-    let outputs = |graph, values: &[Option<_>]| -> Vec<String> {
-        values.iter().map(|value| name(graph, value)).collect()
-    };
-    let (made, makes) = (outputs(old, &was.outputs), outputs(new, &is.outputs));
+    let differs = |tensor: &str, problem: String| at(old, id, tensor, problem);
+    message(&was.proto, &is.proto).map_err(|problem| differs("", problem))?;
+    let (made, makes) = (names(old, &was.outputs), names(new, &is.outputs));
     if made != makes {
-        return differs(
+        return Err(differs(
             "",
             format!("made {} and makes {}", made.join(", "), makes.join(", ")),
-        );
+        ));
     }
     if was.inputs.len() != is.inputs.len() {
         let (was, is) = (was.inputs.len(), is.inputs.len());
-        return differs("", format!("had {was} operands and has {is}"));
+        return Err(differs("", format!("had {was} operands and has {is}")));
     }
+    let mut derived = Vec::new();
     for (slot, (was, is)) in was.inputs.iter().zip(&is.inputs).enumerate() {
         if but == Some(slot) {
             continue;
         }
-        let was = name(old, was);
-        let is = name(new, &is.map(|value| new.unpinned(value)));
-        if was != is {
-            return differs(&was, format!("operand {slot} is now '{is}'"));
+        let is = is.map(|value| new.unpinned(value));
+        let [before_name, after_name] = [name(old, *was), name(new, is)];
+        if before_name == after_name {
+            continue;
+        }
+        match (was, is) {
+            (&Some(was), Some(is)) if equal(before, was, after, is) => derived.push(slot),
+            _ => {
+                let problem = format!("operand {slot} is now '{after_name}'");
+                return Err(differs(before_name, problem));
+            }
         }
     }
     let (before, after) = (tensors(&was.proto), tensors(&is.proto));
     for (before, after) in before.into_iter().zip(after) {
         payloads(before, original.folder, after, rewritten.folder)
-            .or_else(|problem| differs(before.name(), problem))?;
+            .map_err(|problem| differs(before.name(), problem))?;
     }
-    Ok(())
+    Ok(derived)
+}
+
+fn name(graph: &Graph, value: Option<ValueId>) -> &str {
+    value.map_or("", |value| &graph.value(value).name)
+}
+
+fn names<'g>(graph: &'g Graph, values: &[Option<ValueId>]) -> Vec<&'g str> {
+    values.iter().map(|&value| name(graph, value)).collect()
+}
+
+/// Whether two values are one value, transposed in the same way.
+fn equal(before: Seen<'_>, was: ValueId, after: Seen<'_>, is: ValueId) -> bool {
+    let (old, new) = (before.side.graph(), after.side.graph());
+    let (was, is) = (before.forms.of(was), after.forms.of(is));
+    was.axes == is.axes && old.value(was.base).name == new.value(is.base).name
+}
+
+/// Whether two nodes are `Transpose`s that make the same of one value, be it through other `Transpose`s: the same
+/// messages but for the permutation, and the same names of what they make.
+pub fn transposes(before: Seen<'_>, id: NodeId, after: Seen<'_>, twin: NodeId) -> bool {
+    let (old, new) = (before.side.graph(), after.side.graph());
+    let (was, is) = (old.node(id), new.node(twin));
+    let (&[Some(made)], &[Some(makes)]) = (&was.outputs[..], &is.outputs[..]) else {
+        return false;
+    };
+    let bare = |node: &Node| {
+        let mut proto = node.proto.clone();
+        proto.attribute.retain(|a| a.name() != "perm");
+        proto
+    };
+    is_transpose(was)
+        && is_transpose(is)
+        && name(old, Some(made)) == name(new, Some(makes))
+        && message(&bare(was), &bare(is)).is_ok()
+        && equal(before, made, after, makes)
 }
 
 /// Compares all of two messages but edges and the tool's marks.

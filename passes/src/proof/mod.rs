@@ -2,13 +2,15 @@
 //!
 //! The claim: every node of the original that stands is the same message and reads the same values, seen
 //! through pins; the only nodes gone are those that made a weight gradient and those that led to nothing
-//! else; every new node is marked as the tool's and feeds nothing but the new weight gradients. Hence
+//! else; every node marked as a forward node that is computed again computes what one does, and stands for
+//! it; every other new node is marked as the tool's and feeds nothing but the new weight gradients. Hence
 //! every value that no rewritten gradient feeds is computed by the same operations from the same inputs.
 //!
 //! It is an analysis of its own: it looks at what the passes wrote, not at what they meant to write, and
 //! takes from the rewrite only the sites of the original and the bodies of the operators.
 
 mod compare;
+mod copies;
 mod direction;
 mod expanded;
 mod factors;
@@ -16,13 +18,16 @@ mod gradients;
 mod masks;
 mod pins;
 mod surroundings;
+mod transposes;
 
 pub use direction::{DirectionState, direction_state};
 pub use gradients::{Factors, Form, Gradient};
 
 use crate::pipeline::shapes;
-use std::collections::HashMap;
+use compare::Seen;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use transposes::Forms;
 use velora_graph::analysis::buffers::Buffers;
 use velora_graph::analysis::hoist::MASKED;
 use velora_graph::analysis::sites::{self, Site};
@@ -86,6 +91,8 @@ pub struct Proof {
     pub added: usize,
     /// Nodes of pins.
     pub pins: usize,
+    /// Nodes that compute a forward node of the original again; they are not among the new ones.
+    pub copies: usize,
     /// The weight gradients that are made otherwise.
     pub gradients: Vec<Gradient>,
     /// What speaks against the claim; it holds where there is nothing.
@@ -96,6 +103,38 @@ pub struct Proof {
 ///
 /// `analyses` are the original's, made with `settings`.
 pub fn prove(
+    original: Side<'_>,
+    analyses: &Analyses,
+    rewritten: Side<'_>,
+    settings: &Settings,
+) -> Proof {
+    let Some(copies) = copies::undo(original.graph(), analyses, rewritten.model) else {
+        return without_copies(original, analyses, rewritten, settings);
+    };
+    let mut proof = match &copies.undone {
+        Some(undone) => {
+            let side = Side {
+                model: &undone.model,
+                folder: rewritten.folder,
+            };
+            let mut proof = without_copies(original, analyses, side, settings);
+            undone.restore(&mut proof.gradients, rewritten.graph());
+            proof
+        }
+        None => without_copies(original, analyses, rewritten, settings),
+    };
+    proof.copies = copies.proven;
+    proof.differences.splice(..0, copies.differences);
+    if proof.differences.is_empty() {
+        // Declarations of what the copies make are not in the graph that has just been looked at.
+        let shapes = shapes(rewritten.model, settings);
+        proof.differences.extend(contradictions(shapes.err()));
+    }
+    proof
+}
+
+/// The same for a graph in which nothing is computed again.
+fn without_copies(
     original: Side<'_>,
     analyses: &Analyses,
     rewritten: Side<'_>,
@@ -112,6 +151,11 @@ pub fn prove(
     let mut prover = Prover {
         original,
         rewritten,
+        // Pins of the original would be nodes like others.
+        forms: [
+            Forms::new(old, |value| value),
+            Forms::new(new, |value| new.unpinned(value)),
+        ],
         makers,
         results: (found.iter())
             .filter_map(|site| match &site.form {
@@ -122,6 +166,7 @@ pub fn prove(
             .collect(),
         products: found.iter().map(|site| (site.product, site)).collect(),
         matched: vec![false; new.node_count()],
+        derived: HashSet::new(),
         found: Vec::new(),
         proof: Proof::default(),
     };
@@ -150,17 +195,20 @@ pub fn prove(
     } = &mut prover.proof;
     expanded::check((old, analyses), &read, gradients, differences);
     surroundings::check(original, rewritten, &ways, differences);
-    if let Err(ShapeErrors(errors)) = shapes {
-        // They come last: whatever else is wrong is nearer to the cause.
-        let errors = errors.into_iter().map(|error| Difference {
-            node: error.node,
-            op: error.op,
-            tensor: error.tensor,
-            problem: format!("{}, but {}", error.found, error.other),
-        });
-        prover.proof.differences.extend(errors);
-    }
+    // They come last: whatever else is wrong is nearer to the cause.
+    differences.extend(contradictions(shapes.err()));
     prover.proof
+}
+
+/// What speaks against a graph by itself.
+fn contradictions(errors: Option<ShapeErrors>) -> impl Iterator<Item = Difference> {
+    let errors = errors.into_iter().flat_map(|ShapeErrors(errors)| errors);
+    errors.map(|error| Difference {
+        node: error.node,
+        op: error.op,
+        tensor: error.tensor,
+        problem: format!("{}, but {}", error.found, error.other),
+    })
 }
 
 /// A weight gradient that the rewritten graph makes otherwise, before it is understood.
@@ -178,6 +226,8 @@ struct Found<'a> {
 struct Prover<'a> {
     original: Side<'a>,
     rewritten: Side<'a>,
+    /// What is a transposition of what, in the one and in the other.
+    forms: [Forms; 2],
     /// By name of a value: the node of the rewritten graph that makes it.
     makers: HashMap<&'a str, NodeId>,
     /// By the node that makes dW: the site.
@@ -186,6 +236,8 @@ struct Prover<'a> {
     products: HashMap<NodeId, &'a Site>,
     /// By node of the rewritten graph: whether it is one of the original's.
     matched: Vec<bool>,
+    /// Reads of the original whose twins read the same value through other transpositions.
+    derived: HashSet<(NodeId, usize)>,
     found: Vec<Found<'a>>,
     proof: Proof,
 }
@@ -232,17 +284,32 @@ impl<'a> Prover<'a> {
             let twin = new.order().iter().copied().find(|&twin| {
                 !self.matched[twin.index()]
                     && new.node(twin).outputs.iter().flatten().next().is_none()
-                    && compare::nodes(self.original, id, self.rewritten, twin, None).is_ok()
+                    && self.same(id, twin, None).is_ok()
             });
             match twin {
-                Some(twin) => self.accept(id, twin),
+                Some(twin) => self.accept(id, twin, vec![]),
                 None => missing.push(id),
             }
         }
         missing
     }
 
-    fn accept(&mut self, id: NodeId, twin: NodeId) {
+    /// Compares two nodes but for what is read at a place; returns the operands that are the same only through
+    /// transpositions.
+    fn same(&self, id: NodeId, twin: NodeId, but: Option<usize>) -> Result<Vec<usize>, Difference> {
+        let [before, after] = self.seen();
+        compare::nodes(before, id, after, twin, but)
+    }
+
+    fn seen(&self) -> [Seen<'_>; 2] {
+        let [before, after] = &self.forms;
+        let seen = |side, forms| Seen { side, forms };
+        [seen(self.original, before), seen(self.rewritten, after)]
+    }
+
+    fn accept(&mut self, id: NodeId, twin: NodeId, derived: Vec<usize>) {
+        self.derived
+            .extend(derived.into_iter().map(|slot| (id, slot)));
         self.matched[twin.index()] = true;
         self.proof.same += 1;
         let (was, is) = (
@@ -261,24 +328,27 @@ impl<'a> Prover<'a> {
             self.proof.differences.push(at(old, id, "", problem));
             return;
         }
-        let Err(mut difference) = compare::nodes(self.original, id, self.rewritten, twin, None)
-        else {
-            return self.accept(id, twin);
+        let mut difference = match self.same(id, twin, None) {
+            Ok(derived) => return self.accept(id, twin, derived),
+            Err(difference) => difference,
         };
+        let [before, after] = self.seen();
+        if compare::transposes(before, id, after, twin) {
+            return self.accept(id, twin, vec![0]);
+        }
         if masks::masked(old, id, new, twin)
-            && compare::nodes(self.original, id, self.rewritten, twin, Some(MASKED)).is_ok()
+            && let Ok(derived) = self.same(id, twin, Some(MASKED))
         {
-            self.accept(id, twin);
+            self.accept(id, twin, derived);
             self.proof.moved += 1;
             return;
         }
         if let Some(&site) = self.products.get(&id)
             && self.reads_ours(twin, site.slot)
         {
-            let slot = Some(site.slot);
-            match compare::nodes(self.original, id, self.rewritten, twin, slot) {
-                Ok(()) => {
-                    self.accept(id, twin);
+            match self.same(id, twin, Some(site.slot)) {
+                Ok(derived) => {
+                    self.accept(id, twin, derived);
                     self.found.push(Found {
                         site,
                         form: Form::Reconstructed,
@@ -323,17 +393,26 @@ impl<'a> Prover<'a> {
     /// Judges the nodes that are gone: they led to rewritten weight gradients and nowhere else.
     fn missing(&mut self, missing: &[NodeId]) {
         let (old, new) = (self.original.graph(), self.rewritten.graph());
-        let everywhere = reached(old, &|_, _| true);
+        let everywhere = reached(old, &|_, _, value| Some(value));
         let replaced: HashMap<NodeId, Option<usize>> = (self.found.iter())
             .map(|found| match found.form {
                 Form::Factored | Form::Factors => (found.node_before, None),
                 Form::Reconstructed => (found.node_before, Some(found.site.slot)),
             })
             .collect();
-        let needed = reached(old, &|node, slot| match replaced.get(&node) {
-            Some(None) => false,
-            Some(&Some(x)) => slot != Some(x),
-            None => true,
+        let needed = reached(old, &|node, slot, value| {
+            let gone = match replaced.get(&node) {
+                Some(None) => true,
+                Some(&Some(x)) => slot == Some(x),
+                None => false,
+            };
+            let derived = slot.is_some_and(|slot| self.derived.contains(&(node, slot)));
+            match derived {
+                // It reads the same through other transpositions, or none.
+                true => Some(self.forms[0].of(value).base),
+                false => Some(value),
+            }
+            .filter(|_| !gone)
         });
         self.proof.removed += self.found.len();
         for found in &self.found {
@@ -386,26 +465,27 @@ impl<'a> Prover<'a> {
     }
 }
 
-/// By node: whether an output depends on it, along the reads that are followed (a node and which of its
-/// inputs, or `None` for a capture).
-fn reached(graph: &Graph, follows: &dyn Fn(NodeId, Option<usize>) -> bool) -> Vec<bool> {
+/// By node: whether an output depends on it, where `follows` says what to go on from for a read: by the node, which of
+/// its inputs (`None` for a capture), and the value.
+fn reached(
+    graph: &Graph,
+    follows: &dyn Fn(NodeId, Option<usize>, ValueId) -> Option<ValueId>,
+) -> Vec<bool> {
     let mut reached = vec![false; graph.node_count()];
-    let makers = |values: &[ValueId]| -> Vec<NodeId> {
-        values.iter().filter_map(|&v| graph.producer(v)).collect()
-    };
-    let mut pending = makers(graph.outputs());
+    let maker = |value: ValueId| graph.producer(value);
+    let mut pending: Vec<NodeId> = { graph.outputs().iter() }
+        .filter_map(|&value| maker(value))
+        .collect();
     while let Some(id) = pending.pop() {
         if std::mem::replace(&mut reached[id.index()], true) {
             continue;
         }
         let node = graph.node(id);
         let inputs = node.inputs.iter().enumerate();
-        let read = inputs.filter(|&(slot, _)| follows(id, Some(slot)));
-        let read: Vec<ValueId> = read.filter_map(|(_, value)| *value).collect();
-        pending.extend(makers(&read));
-        if follows(id, None) {
-            pending.extend(makers(&node.captures));
-        }
+        let reads = inputs.filter_map(|(slot, value)| Some((Some(slot), (*value)?)));
+        let reads = reads.chain(node.captures.iter().map(|&value| (None, value)));
+        let behind = reads.filter_map(|(slot, value)| follows(id, slot, value));
+        pending.extend(behind.filter_map(maker));
     }
     reached
 }

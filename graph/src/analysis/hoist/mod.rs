@@ -173,6 +173,9 @@ pub(super) fn is_random(node: &Node) -> bool {
             | "Bernoulli"
             | "Multinomial"
             | "Dropout"
+            | "BiasDropout"
+            | "BitmaskDropout"
+            | "BitmaskBiasDropout"
     )
 }
 

@@ -4,6 +4,8 @@
 //! `GRAPH=llama` picks graphs.
 #![allow(clippy::unwrap_used)]
 
+mod plans;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
