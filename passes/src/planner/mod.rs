@@ -13,7 +13,7 @@ pub use search::{Found, Goal, PlanError};
 use crate::hoist;
 use crate::pipeline::{JobError, Options, Outcome, assumed_sizes, planned};
 use crate::recompute::first;
-use crate::select::{Decision, LayerPlan, Reason, element_bytes, select};
+use crate::select::{Decision, Reason, element_bytes, select};
 use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::hoist::{Context, Held};
 use velora_graph::analysis::lifetimes::{Lifetimes, Sizes};
@@ -279,7 +279,7 @@ impl<'a> Planner<'a> {
                 continue;
             }
             let name = graph.value(decision.parameter).name.clone();
-            let layer = (options.selection.layers.entry(name)).or_insert_with(LayerPlan::default);
+            let layer = (options.selection.layers.entry(name)).or_default();
             let rewrite = plan.compress.contains(&decision.activation);
             // A parameter named twice is rewritten where any of its contractions is.
             layer.rewrite = Some(rewrite || layer.rewrite == Some(true) && self.twice(decision));
