@@ -1,6 +1,6 @@
 //! The main job: from a model and what the user asked for to the rewritten model.
 //!
-//! `analyses → selection → compress → dead-code → adapt → hoist → derive → recompute → schedule → pin`. What is hoisted depends on
+//! `analyses → selection → compress → dead-code → adapt → hoist → derive → recompute → dead-code → schedule → pin`. What is hoisted depends on
 //! what would be compressed, and the other way round: candidates are weighed as if every tensor that they
 //! release were compressed, and the selection sees the halves as they will be. A model in which nothing
 //! is rewritten or hoisted comes out as it went in, node for node.
@@ -158,7 +158,7 @@ fn carry_out(
 ) -> Result<Outcome, JobError> {
     let mut moved = before.clone();
     if let Some(names) = options.recompute.as_ref().filter(|names| !names.is_empty()) {
-        let nodes = recompute::listed(&model.graph, &before.partition, names);
+        let nodes = recompute::listed(model, &before.partition, names);
         let nodes = nodes.map_err(|(tensor, why)| JobError::Recompute { tensor, why })?;
         moved = moved.recomputed(&model.graph, &nodes);
     }
@@ -211,7 +211,7 @@ fn carry_out(
             passes.push(&hoist);
         }
         if options.recompute.is_some() {
-            passes.extend([&derive as &dyn Pass, &recompute]);
+            passes.extend([&derive as &dyn Pass, &recompute, &dead_code]);
         }
         if ordered {
             passes.push(&schedule);
@@ -348,9 +348,6 @@ struct Recompute<'a> {
 impl Pass for Recompute<'_> {
     fn name(&self) -> &'static str {
         recompute::NAME
-    }
-    fn keeps(&self) -> &'static [Property] {
-        &[Property::NoDeadCode]
     }
     fn run(&self, model: &Model) -> Result<Patch, PassError> {
         let partition = partition(model, self.settings)?;

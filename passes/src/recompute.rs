@@ -20,7 +20,7 @@ use velora_graph::analysis::partition::{Half, Partition};
 use velora_graph::analysis::recompute::cost::{Class, class};
 use velora_graph::analysis::recompute::may_recompute;
 use velora_graph::analysis::saved::needs_shape_only;
-use velora_graph::ir::{Graph, GraphError, NodeId, Patch, ValueId};
+use velora_graph::ir::{Graph, GraphError, Model, NodeId, Patch, ValueId};
 use velora_graph::onnx::schema::NodeProto;
 
 /// The name of the pass.
@@ -35,17 +35,20 @@ const NEAR: usize = 8;
 /// # Errors
 /// The first name that stands for no forward node that could be computed again, and why.
 pub fn listed(
-    graph: &Graph,
+    model: &Model,
     partition: &Partition,
     names: &BTreeSet<String>,
 ) -> Result<BTreeSet<NodeId>, (String, &'static str)> {
+    let graph = &model.graph;
+    let calls = calls(model);
     let mut left = names.clone();
     let mut nodes = BTreeSet::new();
     for &id in graph.order() {
         let Some(name) = first(graph, id).filter(|&name| left.remove(name)) else {
             continue;
         };
-        let why = match (partition.half(id), may_recompute(graph.node(id))) {
+        let may = may_recompute(graph.node(id)) && !calls.contains(&id);
+        let why = match (partition.half(id), may) {
             (Half::Forward, true) => {
                 nodes.insert(id);
                 continue;
@@ -59,6 +62,18 @@ pub fn listed(
         Some(name) => Err((name, "is made by no node of the graph")),
         None => Ok(nodes),
     }
+}
+
+/// The nodes that call functions of the model, whatever their domain: those may do anything.
+pub fn calls(model: &Model) -> BTreeSet<NodeId> {
+    let graph = &model.graph;
+    let functions = model.shell.functions.iter();
+    let functions: BTreeSet<(&str, &str)> = functions.map(|f| (f.domain(), f.name())).collect();
+    let calls = graph.order().iter().copied().filter(|&id| {
+        let proto = &graph.node(id).proto;
+        functions.contains(&(proto.domain(), proto.op_type()))
+    });
+    calls.collect()
 }
 
 /// The name of a node's first output.

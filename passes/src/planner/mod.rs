@@ -12,7 +12,7 @@ pub use search::{Found, Goal, PlanError};
 
 use crate::hoist;
 use crate::pipeline::{JobError, Options, Outcome, assumed_sizes, planned};
-use crate::recompute::first;
+use crate::recompute::{calls, first};
 use crate::select::{Decision, Reason, element_bytes, select};
 use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::hoist::{Context, Held};
@@ -96,6 +96,8 @@ pub struct Planner<'a> {
     decisions: Vec<Decision>,
     /// What may be compressed.
     compressed: BTreeMap<ValueId, Compressed>,
+    /// Calls of functions of the model.
+    calls: BTreeSet<NodeId>,
 }
 
 /// What a planner borrows: all of one model.
@@ -177,6 +179,7 @@ impl<'a> Planner<'a> {
             problem: Problem::new(context, costs)?,
             decisions: decisions.clone(),
             compressed,
+            calls: calls(model),
         })
     }
 
@@ -214,6 +217,7 @@ impl<'a> Planner<'a> {
         self.problem.cut(&Terms {
             price,
             products,
+            once: &self.calls,
             keep,
             compressed,
         })

@@ -43,6 +43,8 @@ pub struct Terms<'a> {
     pub price: f64,
     /// Whether matrix products may be computed again.
     pub products: bool,
+    /// Nodes that run once, whatever their operators say.
+    pub once: &'a BTreeSet<NodeId>,
     /// Roots that are saved, and cost nothing.
     pub keep: &'a BTreeSet<ValueId>,
     /// By root: what may be compressed.
@@ -260,7 +262,7 @@ impl<'a> Problem<'a> {
     fn may_recompute(&self, id: NodeId, terms: &Terms<'_>) -> bool {
         let node = self.context.graph.node(id);
         let product = super::cost::class(node) == super::cost::Class::Products;
-        may_recompute(node) && (terms.products || !product)
+        may_recompute(node) && (terms.products || !product) && !terms.once.contains(&id)
     }
 
     /// Follows what the backward half needs: of what could be computed again, only that is.
