@@ -8,7 +8,7 @@
 //!
 //! **One copy or several.** Readers that are near each other share a copy. A tensor that all layers read (a mask, a
 //! table of positions) would be as good as saved if they all shared one: it would live from the first backward
-//! layer to the last. So a copy serves readers while no more than [`NEAR`] matrix products lie between one and the
+//! layer to the last. So a copy serves readers while no more than eight matrix products lie between one and the
 //! next, and the reader after that gets a new one. Copies that matrix products stand behind are not made twice: that
 //! would take longer than was bargained for.
 

@@ -164,6 +164,20 @@ def rounding_noise(model, feed, clean, wanted, trials=2):
     return noise
 
 
+def first_run(model, batch, seq):
+    """Feed and all values. An axis that is neither batch nor sequence (the labels' `rows` in ONNX
+    Runtime's exports) counts samples or tokens: the one that runs is right."""
+    error = None
+    for other in (batch, batch * seq):
+        sizes = {d.dim_param: other for i in model.graph.input for d in i.type.tensor_type.shape.dim}
+        feed = random_feed(model, {**sizes, "batch": batch, "seq": seq})
+        try:
+            return feed, run_all_values(model, feed)
+        except Exception as problem:  # ONNX Runtime's exceptions share no narrower base
+            error = problem
+    raise error
+
+
 class Original:
     """An original graph, the batch it is run on, and what it computes; shared by many checks."""
 
@@ -174,21 +188,8 @@ class Original:
         buffers = {n.output[0] for n in accumulators(self.model)}
         self.outputs = [o.name for o in self.model.graph.output if o.name not in buffers]
         self.outputs += [n.input[1] for n in accumulators(self.model)]
-        self.feed, self.values = self.first_run(batch, seq)
+        self.feed, self.values = first_run(self.model, batch, seq)
         self.noise = rounding_noise(self.model, self.feed, self.values, self.outputs)
-
-    def first_run(self, batch, seq):
-        """Feed and all values. An axis that is neither batch nor sequence (the labels' `rows` in ONNX
-        Runtime's exports) counts samples or tokens: the one that runs is right."""
-        error = None
-        for other in (batch, batch * seq):
-            sizes = {d.dim_param: other for i in self.model.graph.input for d in i.type.tensor_type.shape.dim}
-            feed = random_feed(self.model, {**sizes, "batch": batch, "seq": seq})
-            try:
-                return feed, run_all_values(self.model, feed)
-            except Exception as problem:  # ONNX Runtime's exceptions share no narrower base
-                error = problem
-        raise error
 
 
 # --- what was rewritten --------------------------------------------------------------------------

@@ -32,7 +32,7 @@ use std::collections::BTreeSet;
 use velora_graph::analysis::lifetimes::Sizes;
 use velora_graph::analysis::partition::is_copy;
 use velora_graph::analysis::recompute::cost::{Class, class};
-use velora_graph::ir::{Graph, NodeId, Patch};
+use velora_graph::ir::{Graph, Node, NodeId, Patch};
 use velora_graph::shapes::Shapes;
 
 /// The name of the pass.
@@ -113,26 +113,41 @@ pub fn dependences(graph: &Graph, shapes: &Shapes, sizes: &Sizes) -> (BTreeSet<D
 
 /// Dependences that keep what is computed again apart from what it is a copy of: a copy that reads nothing that is
 /// apart yet waits for the last matrix product that is listed before it.
+///
+/// So does a layer normalisation of which the backward half reads mean and deviation. ONNX Runtime (1.19.2 for
+/// training) fuses it with a sum in front of it, and forgets those two; other readers of the sum kept it from that
+/// until they read a copy.
 fn copies(graph: &Graph, can: impl Fn(&Dependence) -> bool) -> Vec<Dependence> {
     let mut dependences = Vec::new();
     let mut apart = vec![false; graph.node_count()];
     let mut last = None;
+    if !graph.order().iter().any(|&id| is_copy(graph.node(id))) {
+        return dependences;
+    }
     for &id in graph.order() {
         let node = graph.node(id);
-        if !is_copy(node) {
-            if class(node) == Class::Products {
-                last = Some(id);
-            }
-            continue;
-        }
         let waits = last.map(|awaited| Dependence {
             waiter: id,
             awaited,
         });
         let waits = waits.filter(&can);
-        let follows = graph.predecessors(id).any(|p| apart[p.index()]);
-        apart[id.index()] = follows || waits.is_some();
-        dependences.extend(waits.filter(|_| !follows));
+        if is_copy(node) {
+            let follows = graph.predecessors(id).any(|p| apart[p.index()])
+                && !hands_out_statistics(graph, node);
+            apart[id.index()] = follows || waits.is_some();
+            dependences.extend(waits.filter(|_| !follows));
+        } else if hands_out_statistics(graph, node) {
+            dependences.extend(waits);
+        } else if class(node) == Class::Products {
+            last = Some(id);
+        }
     }
     dependences
+}
+
+/// Whether a node is a layer normalisation of which more is read than the result.
+fn hands_out_statistics(graph: &Graph, node: &Node) -> bool {
+    let mut statistics = node.outputs.iter().skip(1).flatten();
+    node.op() == "LayerNormalization"
+        && statistics.any(|&value| !graph.value(value).users.is_empty())
 }

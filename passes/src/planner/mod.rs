@@ -1,14 +1,14 @@
 //! One plan for a whole step: what is kept, computed again, hoisted or compressed, under a bound.
 //!
 //! [`Planner::cut`] makes a plan for a price of time by one minimum cut ([`velora_graph::analysis::recompute::cut`]);
-//! the prices tried are [`Planner::frontier`], from the plan that computes nothing dear again to the one that saves
+//! the prices tried are those of [`Planner::frontier`], from the plan that computes nothing dear again to the one that saves
 //! the least. What a plan is worth is found by carrying it out ([`Planner::measure`]): the peak is that of the
-//! schedule of the rewritten graph, not a sum of savings. [`search`] finds the plan that keeps a bound. docs/planner.md
+//! schedule of the rewritten graph, not a sum of savings. `search.rs` finds the plan that keeps a bound. docs/planner.md
 //! states the problem and what is approximate about this.
 
 mod search;
 
-pub use search::{Found, Goal, PlanError};
+pub use search::{Found, Goal, PlanError, SLOWDOWN};
 
 use crate::hoist;
 use crate::pipeline::{JobError, Options, Outcome, assumed_sizes, planned};
