@@ -45,6 +45,14 @@ if TYPE_CHECKING:
         min_bytes: Optional[int]  # leave smaller tensors alone
         plan: Optional[StrPath]  # settings by layer, TOML
         emit_plan: Optional[StrPath]  # write the settings used
+        budget: Union[int, str, None]  # bytes that a step may hold, as in "6GiB"
+        target_saving: Union[float, str, None]  # part of the peak to be saved, as in 0.4 or "40%"
+        max_slowdown: Union[float, str, None]  # part of its time that a step may take longer
+        min_cosine: Optional[float]  # compress no layer whose gradient would be further from the exact one
+        fidelity: Optional[StrPath]  # a report of inspect with data, for min_cosine
+        exact: bool  # compress nothing; False
+        recompute: Optional[Literal["none", "cheap", "layers", "sqrt"]]
+        profile: Optional[StrPath]  # what `run --profile` measured of this machine
         inline: bool  # standard operators instead of functions; False
         hoist: bool  # move work into the forward half; True
         pin: bool  # force the schedule; True
@@ -127,12 +135,16 @@ OPTIMIZE: Dict[str, Callable[[Any], List[str]]] = {
         for name in (
             *("init", "scale", "storage", "rank", "directions", "decay", "gradients", "adapter"),
             *("seed", "select", "min_bytes", "external_data", "print_after"),
+            *("budget", "target_saving", "max_slowdown", "min_cosine", "recompute"),
         )
     },
     "include": _each("--include"),
     "exclude": _each("--exclude"),
     "plan": _path("--plan"),
     "emit_plan": _path("--emit-plan"),
+    "fidelity": _path("--fidelity"),
+    "profile": _path("--profile"),
+    "exact": _flag("--exact"),
     "inline": _flag("--inline"),
     "hoist": _negated("--no-hoist"),
     "pin": _negated("--no-pin"),

@@ -221,6 +221,7 @@ class Report(Record):
     sweep: List[Trial] = dataclasses.field(default_factory=list)
     data: Optional[Dict[str, Any]] = None
     timeline: Optional[Dict[str, Any]] = None
+    plan: Optional[Dict[str, Any]] = None  # the plan of the whole step, where one was asked for
     raw: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
