@@ -107,10 +107,13 @@ fn candidates(planner: &Planner<'_>, arguments: &ParetoArguments) -> Result<Vec<
             ("sqrt", Level::Sqrt),
         ];
         let levels = levels.map(|(name, level)| (name, planner.level(level, exact)));
-        let cuts = planner
-            .frontier(exact)
-            .into_iter()
-            .map(|plan| ("cut", Some(plan)));
+        let frontier = planner.frontier(exact);
+        let between = frontier
+            .windows(2)
+            .flat_map(|pair| planner.steps(&pair[0], &pair[1], usize::from(arguments.between)));
+        let between: Vec<_> = between.map(|plan| ("between", Some(plan))).collect();
+        let cuts = frontier.into_iter().map(|plan| ("cut", Some(plan)));
+        let cuts = cuts.chain(between);
         for (name, plan) in levels.into_iter().chain(cuts) {
             let Some(plan) = plan.filter(|plan| !known.contains(plan)) else {
                 continue;

@@ -2,8 +2,8 @@
 
 use super::Loaded;
 use crate::cli::{Level, PlannerArguments};
-use crate::report::bytes;
 use crate::report::plan::{Estimate, StepPlan, planned};
+use crate::report::{bytes, percent};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -87,6 +87,12 @@ pub fn options(
                 PlanError::Impossible { least } => {
                     impossible(&planner, arguments, &least, beside, bound.unwrap_or(0))
                 }
+                PlanError::Slow { fastest } => anyhow!(
+                    "--max-slowdown: the fastest plan that keeps the bound takes {} of a step's time by the cost model; \
+                     {}raise it, or the bound",
+                    percent(fastest.point.seconds / before.seconds),
+                    if arguments.exact { "allow compression (no --exact), " } else { "" }
+                ),
             })?
         }
     };
@@ -154,9 +160,6 @@ fn impossible(
     let mut hints = Vec::new();
     if arguments.exact {
         hints.push("allow compression (no --exact)");
-    }
-    if arguments.max_slowdown.is_some() {
-        hints.push("raise --max-slowdown");
     }
     hints.push("take a smaller batch (--dim)");
     anyhow!(

@@ -20,7 +20,7 @@ pub use amount::Amount;
 pub use html::html;
 pub use json::json;
 pub use table::{Style, inspected, optimized};
-pub use units::bytes;
+pub use units::{bytes, percent};
 
 use crate::measure::fidelity::Fidelity;
 use serde::Serialize;

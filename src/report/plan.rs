@@ -37,7 +37,7 @@ pub struct Estimate {
     pub peak_bytes: i64,
     /// Bytes saved for backward.
     pub saved_bytes: i64,
-    /// Bytes that copies of forward nodes make.
+    /// Bytes that copies of forward nodes write: without views, and what stays within an element-wise chain.
     pub recomputed_bytes: i64,
     /// Floating-point operations of matrix products among the copies.
     pub recomputed_flops: f64,

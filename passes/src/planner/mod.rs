@@ -11,18 +11,21 @@ mod search;
 pub use search::{Found, Goal, PlanError, SLOWDOWN};
 
 use crate::hoist;
-use crate::pipeline::{JobError, Options, Outcome, assumed_sizes, planned};
+use crate::pipeline::{JobError, Options, Outcome, assumed_sizes, planned, shapes};
 use crate::recompute::{calls, first};
 use crate::select::{Decision, Reason, element_bytes, select};
 use std::collections::{BTreeMap, BTreeSet};
+use velora_graph::analysis::buffers::Buffers;
 use velora_graph::analysis::hoist::{Context, Held};
 use velora_graph::analysis::lifetimes::{Lifetimes, Sizes};
-use velora_graph::analysis::partition::is_copy;
+use velora_graph::analysis::partition::{Partition, is_copy};
 use velora_graph::analysis::recompute::blocks::borders;
 use velora_graph::analysis::recompute::cost::{Class, Costs, Rates, class};
 use velora_graph::analysis::recompute::cut::{Choice, Compressed, Problem, Terms};
+use velora_graph::analysis::roles::roles;
+use velora_graph::analysis::saved::{SavedActivation, saved_activations};
 use velora_graph::analysis::sites::Form;
-use velora_graph::analysis::{Analyses, Settings};
+use velora_graph::analysis::{Analyses, AnalysisError, Settings};
 use velora_graph::ir::{Graph, Model, NodeId, ValueId};
 
 /// How much is computed again, where no bound is to be kept.
@@ -78,7 +81,7 @@ pub struct Point {
     pub saved: i64,
     /// Seconds of a step, by the cost model.
     pub seconds: f64,
-    /// Bytes that copies of forward nodes make, but for views.
+    /// Bytes that copies of forward nodes write: without views, and what stays within an element-wise chain.
     pub again_bytes: i64,
     /// Floating-point operations of matrix products among the copies.
     pub again_flops: f64,
@@ -260,15 +263,20 @@ impl<'a> Planner<'a> {
 
     /// Plans at falling prices, each once: from the one that takes least time to the one that saves least.
     pub fn frontier(&self, exact: bool) -> Vec<Plan> {
-        let mut plans: Vec<Plan> = Vec::new();
+        self.choices(exact).into_iter().map(Plan::from).collect()
+    }
+
+    /// The same, with what the cuts count.
+    fn choices(&self, exact: bool) -> Vec<Choice> {
+        let mut choices: Vec<Choice> = Vec::new();
         for power in PRICES.rev() {
             let price = self.rates.elementwise * STEP.powi(power);
-            let plan = self.cut(price, exact);
-            if plans.last() != Some(&plan) {
-                plans.push(plan);
+            let choice = self.choice(price, exact);
+            if choices.last() != Some(&choice) {
+                choices.push(choice);
             }
         }
-        plans
+        choices
     }
 
     /// The options that carry a plan out.
@@ -341,7 +349,7 @@ impl<'a> Planner<'a> {
         let schedule = crate::schedule::schedule(graph, &self.analyses.buffers, self.sizes)?;
         Ok(Point {
             peak: schedule.peak,
-            saved: saved(self.analyses, self.sizes),
+            saved: saved(&self.analyses.saved, self.sizes),
             seconds: self.problem.costs().step(),
             again_bytes: 0,
             again_flops: 0.0,
@@ -356,10 +364,12 @@ impl<'a> Planner<'a> {
 pub fn point(outcome: &Outcome, settings: &Settings, rates: Rates) -> Result<Point, JobError> {
     let model = &outcome.ran.model;
     let graph = &model.graph;
-    let analyses = Analyses::new(model, settings)?;
-    let sizes = assumed_sizes(model, &analyses.shapes);
-    let lifetimes = Lifetimes::new(graph, &analyses.buffers, &sizes, graph.order());
-    let costs = Costs::new(graph, &analyses.partition, &analyses.shapes, &sizes, rates);
+    let shapes = shapes(model, settings).map_err(AnalysisError::from)?;
+    let roles = roles(graph, &settings.hints).map_err(AnalysisError::from)?;
+    let (partition, buffers) = (Partition::new(graph, &roles), Buffers::new(graph));
+    let sizes = assumed_sizes(model, &shapes);
+    let lifetimes = Lifetimes::new(graph, &buffers, &sizes, graph.order());
+    let costs = Costs::new(graph, &partition, &shapes, &sizes, rates);
     let copies = graph.order().iter().map(|&id| graph.node(id));
     let copies = copies.filter(|node| is_copy(node) && class(node) != Class::Nothing);
     let made = copies
@@ -368,15 +378,15 @@ pub fn point(outcome: &Outcome, settings: &Settings, rates: Rates) -> Result<Poi
     let products = copies.filter(|node| class(node) == Class::Products);
     Ok(Point {
         peak: lifetimes.peak(&sizes).0,
-        saved: saved(&analyses, &sizes),
+        saved: saved(&saved_activations(graph, &partition, &buffers), &sizes),
         seconds: costs.step(),
         again_bytes: made.filter_map(|&value| sizes.of(value)).sum(),
         again_flops: products.map(|node| costs.operations(node)).sum(),
     })
 }
 
-fn saved(analyses: &Analyses, sizes: &Sizes) -> i64 {
-    let saved = analyses.saved.iter();
+fn saved(saved: &[SavedActivation], sizes: &Sizes) -> i64 {
+    let saved = saved.iter();
     saved.filter_map(|s| sizes.of(s.buffer)).sum()
 }
 

@@ -2,10 +2,8 @@
 
 use super::{Plan, Planner, Point};
 use crate::pipeline::JobError;
-use petgraph::unionfind::UnionFind;
-use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
-use velora_graph::ir::NodeId;
+use velora_graph::ir::{NodeId, ValueId};
 
 /// What is asked of a plan.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,13 +37,19 @@ pub enum PlanError {
     /// A bound that no plan keeps.
     #[error("no plan keeps the bound: the smallest peak found is {} bytes", .least.point.peak)]
     Impossible {
-        /// The plan with the smallest peak, among those that are not too slow.
+        /// The plan with the smallest peak.
         least: Box<Found>,
+    },
+    /// A bound that is kept by plans that take too long.
+    #[error("no plan that is fast enough keeps the bound")]
+    Slow {
+        /// The fastest that keeps it.
+        fastest: Box<Found>,
     },
 }
 
-/// Groups of work that are added to a plan one by one are at most so many times halved.
-const HALVINGS: usize = 6;
+/// How often the work between two plans is halved.
+const HALVINGS: usize = 5;
 
 impl Planner<'_> {
     /// The plan that keeps a goal's bounds: of those that do, the one that takes least time; an exact one where there
@@ -61,25 +65,34 @@ impl Planner<'_> {
         let Some(peak) = goal.peak else {
             return Ok(self.lowest(goal.exact, preferred)?);
         };
-        let mut least = match self.fastest(true, peak, preferred)? {
-            Ok(found) => return Ok(found),
-            Err(least) => least,
-        };
-        let any = goal.slowdown.map_or(f64::INFINITY, within);
-        // What was too slow as an exact plan may be all there is.
-        for (exact, seconds) in [(false, preferred), (true, any), (false, any)] {
-            if exact != goal.exact && (goal.exact || exact) {
-                continue;
-            }
-            match self.fastest(exact, peak, seconds)? {
-                Ok(found) => return Ok(found),
-                Err(other) if other.point.peak < least.point.peak => least = other,
-                Err(_) => {}
-            }
+        let exact = self.fastest(true, peak)?;
+        if let Ok(found) = &exact
+            && found.point.seconds <= preferred
+        {
+            return Ok(found.clone());
         }
-        Err(PlanError::Impossible {
-            least: Box::new(least),
-        })
+        let mut tried = vec![exact];
+        if !goal.exact {
+            tried.push(self.fastest(false, peak)?);
+        }
+        let seconds = |found: &Found| found.point.seconds;
+        let kept = tried.iter().filter_map(|found| found.as_ref().ok());
+        let fastest = kept.min_by(|a, b| seconds(a).total_cmp(&seconds(b)));
+        let least = tried.iter().filter_map(|found| found.as_ref().err());
+        let least = least.min_by_key(|found| found.point.peak);
+        match (fastest, least) {
+            (Some(found), _) if goal.slowdown.is_none() || seconds(found) <= preferred => {
+                Ok(found.clone())
+            }
+            (Some(found), _) => Err(PlanError::Slow {
+                fastest: Box::new(found.clone()),
+            }),
+            (None, Some(least)) => Err(PlanError::Impossible {
+                least: Box::new(least.clone()),
+            }),
+            // One of the two there is for each that was tried.
+            (None, None) => Ok(self.found(self.nothing(goal.exact))?),
+        }
     }
 
     fn found(&self, plan: Plan) -> Result<Found, JobError> {
@@ -91,83 +104,89 @@ impl Planner<'_> {
     fn lowest(&self, exact: bool, seconds: f64) -> Result<Found, JobError> {
         let plans = self.frontier(exact);
         let mut best = self.found(self.nothing(exact))?;
-        let mut beyond = None;
-        for plan in plans {
-            let found = self.found(plan)?;
+        // Along the frontier time grows.
+        let (mut low, mut high) = (0usize, plans.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            let found = self.found(plans[middle].clone())?;
             if found.point.seconds > seconds {
-                beyond = Some(found.plan);
-                break;
+                high = middle;
+                continue;
             }
+            low = middle + 1;
             if found.point.peak <= best.point.peak {
                 best = found;
             }
         }
-        let Some(beyond) = beyond else {
+        let Some(beyond) = plans.get(high) else {
             return Ok(best);
         };
         let fits = |found: &Found| found.point.seconds <= seconds;
-        let (fits, _) = self.between(&best.plan, &beyond, fits)?;
+        let (fits, _) = self.between(&best.plan, beyond, fits)?;
         Ok(match fits {
             Some(found) if found.point.peak < best.point.peak => found,
             _ => best,
         })
     }
 
-    /// The plan of the least time that keeps a peak, or the one with the smallest peak.
-    fn fastest(
-        &self,
-        exact: bool,
-        peak: i64,
-        seconds: f64,
-    ) -> Result<Result<Found, Found>, JobError> {
+    /// The plan of the least time that keeps a peak, or else the one with the smallest peak.
+    fn fastest(&self, exact: bool, peak: i64) -> Result<Result<Found, Found>, JobError> {
         let first = self.found(self.nothing(exact))?;
         if first.point.peak <= peak {
             return Ok(Ok(first));
         }
         let mut least = first;
         let mut failed = least.plan.clone();
-        for plan in self.frontier(exact) {
-            let found = self.found(plan)?;
+        let mut passed_over: Vec<Plan> = Vec::new();
+        for choice in self.choices(exact) {
+            // What is saved is alive when the halves meet.
+            if choice.saved > peak {
+                failed = choice.into();
+                passed_over.push(failed.clone());
+                continue;
+            }
+            let found = self.found(choice.into())?;
             if found.point.peak <= peak {
                 // Less of it may do.
-                let keeps = |found: &Found| found.point.peak > peak;
-                let (_, kept) = self.between(&failed, &found.plan, keeps)?;
-                let best = match kept {
+                let above = |found: &Found| found.point.peak > peak;
+                let (_, kept) = self.between(&failed, &found.plan, above)?;
+                return Ok(Ok(match kept {
                     Some(part) if part.point.seconds < found.point.seconds => part,
                     _ => found,
-                };
-                return Ok(match best.point.seconds <= seconds {
-                    true => Ok(best),
-                    false => Err(least),
-                });
+                }));
             }
             failed.clone_from(&found.plan);
-            if found.point.peak < least.point.peak && found.point.seconds <= seconds {
+            if found.point.peak < least.point.peak {
+                least = found;
+            }
+        }
+        for plan in passed_over {
+            let found = self.found(plan)?;
+            if found.point.peak < least.point.peak {
                 least = found;
             }
         }
         Ok(Err(least))
     }
 
-    /// Plans between two: the second's work is added to the first group by group, the earliest blocks first, whose
-    /// tensors live longest, and the number of groups is halved between one of which `below` holds and one of
-    /// which it does not. Returns the last of either kind.
+    /// Plans between two: the second's work is added to the first node by node, the earliest first, whose tensors
+    /// live longest, and the number of nodes is halved between one of which `below` holds and one of which it does
+    /// not. Returns the last of either kind.
     fn between(
         &self,
         from: &Plan,
         to: &Plan,
         below: impl Fn(&Found) -> bool,
     ) -> Result<(Option<Found>, Option<Found>), JobError> {
-        let groups = self.groups(from, to);
-        let part = |count: usize| part(from, to, &groups[..count]);
-        let (mut low, mut high) = (0usize, groups.len());
+        let more = self.more(from, to);
+        let (mut low, mut high) = (0usize, more.len());
         let (mut last_below, mut last_above) = (None, None);
         for _ in 0..HALVINGS {
             let middle = low.midpoint(high);
             if middle == low || middle == high {
                 break;
             }
-            let found = self.found(part(middle))?;
+            let found = self.found(self.part(from, to, &more[..middle]))?;
             match below(&found) {
                 true => (low, last_below) = (middle, Some(found)),
                 false => (high, last_above) = (middle, Some(found)),
@@ -176,48 +195,36 @@ impl Planner<'_> {
         Ok((last_below, last_above))
     }
 
-    /// So many plans between two, evenly spaced in pieces of work.
+    /// So many plans between two, evenly spaced in nodes.
     pub fn steps(&self, from: &Plan, to: &Plan, count: usize) -> Vec<Plan> {
-        let groups = self.groups(from, to);
-        let steps = (1..=count).map(|step| groups.len() * step / (count + 1));
+        let more = self.more(from, to);
+        let steps = (1..=count).map(|step| more.len() * step / (count + 1));
         steps
-            .map(|pieces| part(from, to, &groups[..pieces]))
+            .map(|nodes| self.part(from, to, &more[..nodes]))
             .collect()
     }
 
-    /// The work that a plan does beyond another, in pieces that belong together, in the order of the forward half.
-    fn groups(&self, from: &Plan, to: &Plan) -> Vec<BTreeSet<NodeId>> {
-        let graph = &self.model.graph;
-        let more: Vec<NodeId> = to.recompute.difference(&from.recompute).copied().collect();
-        let numbers: BTreeMap<NodeId, usize> =
-            more.iter().enumerate().map(|(at, &id)| (id, at)).collect();
-        let mut joined = UnionFind::<usize>::new(more.len());
-        for (&id, &number) in &numbers {
-            for other in graph.predecessors(id).filter_map(|p| numbers.get(&p)) {
-                joined.union(number, *other);
-            }
-        }
-        let labels = joined.into_labeling();
-        let mut place = vec![0usize; graph.node_count()];
-        for (at, id) in graph.order().iter().enumerate() {
-            place[id.index()] = at;
-        }
-        let mut groups: BTreeMap<usize, BTreeSet<NodeId>> = BTreeMap::new();
-        for (&id, &number) in &numbers {
-            groups.entry(labels[number]).or_default().insert(id);
-        }
-        let mut groups: Vec<BTreeSet<NodeId>> = groups.into_values().collect();
-        groups.sort_by_key(|group| group.iter().map(|id| place[id.index()]).min());
-        groups
+    /// The nodes that a plan computes again beyond another, in the order of the forward half.
+    fn more(&self, from: &Plan, to: &Plan) -> Vec<NodeId> {
+        let order = self.graph().order().iter();
+        let more = |id: &&NodeId| to.recompute.contains(id) && !from.recompute.contains(id);
+        order.filter(more).copied().collect()
     }
-}
 
-/// A plan, and some of the work of another that does more.
-fn part(from: &Plan, to: &Plan, groups: &[BTreeSet<NodeId>]) -> Plan {
-    let mut plan = Plan {
-        recompute: from.recompute.clone(),
-        compress: to.compress.clone(),
-    };
-    plan.recompute.extend(groups.iter().flatten());
-    plan
+    /// A plan, and some of the work of another that does more. What both compress stays compressed, and what only
+    /// the first does unless it is computed again.
+    fn part(&self, from: &Plan, to: &Plan, more: &[NodeId]) -> Plan {
+        let mut recompute = from.recompute.clone();
+        recompute.extend(more);
+        let again = |tensor: &ValueId| {
+            let producer = self.graph().producer(*tensor);
+            producer.is_some_and(|id| recompute.contains(&id))
+        };
+        let kept = from.compress.iter().filter(|tensor| !again(tensor));
+        let compress = kept.chain(&to.compress).copied().collect();
+        Plan {
+            recompute,
+            compress,
+        }
+    }
 }

@@ -206,8 +206,9 @@ impl<'a> Costs<'a> {
         reads.sum::<f64>() + writes.map(|&value| self.bytes(value)).sum::<f64>()
     }
 
-    /// Whether a value is made by an element-wise node and read by one alone, of the same half.
-    fn is_inside(&self, value: ValueId) -> bool {
+    /// Whether a value is made by an element-wise node and read by one alone, of the same half: it is never in
+    /// memory.
+    pub fn is_inside(&self, value: ValueId) -> bool {
         let info = self.graph.value(value);
         let (Origin::Node(producer, _), [user]) = (info.origin, info.users.as_slice()) else {
             return false;
