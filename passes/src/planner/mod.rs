@@ -374,7 +374,8 @@ pub fn point(outcome: &Outcome, settings: &Settings, rates: Rates) -> Result<Poi
     let copies = copies.filter(|node| is_copy(node) && class(node) != Class::Nothing);
     let made = copies
         .clone()
-        .flat_map(|node| node.outputs.iter().flatten());
+        .flat_map(|node| node.outputs.iter().flatten())
+        .filter(|&&value| !costs.is_inside(value));
     let products = copies.filter(|node| class(node) == Class::Products);
     Ok(Point {
         peak: lifetimes.peak(&sizes).0,
