@@ -433,6 +433,7 @@ impl Arguments {
             }
             (Some(Command::Pareto(pareto)), _) => {
                 inputs.extend(pareto.profile.iter().map(|profile| ("--profile", profile)));
+                inputs.extend(pareto.fidelity.iter().map(|report| ("--fidelity", report)));
                 let outputs = reports(&pareto.graph).to_vec();
                 (
                     &pareto.graph.source,

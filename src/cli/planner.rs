@@ -89,6 +89,9 @@ pub struct ParetoArguments {
     /// Exact plans only
     #[arg(long, help_heading = "Planner")]
     pub exact: bool,
+    /// How near each layer's gradient would be to the exact one: a report that `inspect --data D --json F` wrote
+    #[arg(long, value_name = "F", help_heading = "Planner")]
+    pub fidelity: Option<PathBuf>,
     /// So many more plans between each two
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true,
           value_parser = clap::value_parser!(u8).range(..=32), help_heading = "Planner")]

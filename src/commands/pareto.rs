@@ -3,7 +3,7 @@
 use super::{Loaded, planned, reported, warn_of_doubtful};
 use crate::cli::{ParetoArguments, is_stream};
 use crate::io::{print, write_text};
-use crate::plan_file::Plan;
+use crate::plan_file;
 use crate::report::build::Sides;
 use crate::report::plan::{Candidate, Estimate, mark, table};
 use crate::report::{Report, Style, View, html, json};
@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use velora_graph::analysis::Analyses;
 use velora_passes::manager::Checks;
 use velora_passes::pipeline::{Options, optimise};
-use velora_passes::planner::{Level, Planner, Point, Subject};
+use velora_passes::planner::{Level, Plan, Planner, Point, Subject};
 
 /// Draws memory against time.
 ///
@@ -24,7 +24,7 @@ pub fn run(arguments: &ParetoArguments) -> Result<()> {
     let reports = [&arguments.graph.json, &arguments.graph.html];
     loaded.check_spared(reports.into_iter().flatten())?;
     let read = arguments.selection.plan.as_ref();
-    let given = read.map(|path| Plan::read(path)).transpose()?;
+    let given = read.map(|path| plan_file::Plan::read(path)).transpose()?;
     let options = Options {
         settings: loaded.settings.clone(),
         selection: selection(&arguments.method, &arguments.selection, given)?,
@@ -79,50 +79,45 @@ pub fn run(arguments: &ParetoArguments) -> Result<()> {
 /// The plans to choose from, by falling peak.
 fn candidates(planner: &Planner<'_>, arguments: &ParetoArguments) -> Result<Vec<Candidate>> {
     let before = planner.before()?;
-    let candidate = |name: &str, exact, recomputed, compressed, point: Point| Candidate {
+    let measured = arguments
+        .fidelity
+        .as_deref()
+        .map(planned::cosines)
+        .transpose()?;
+    let candidate = |name: &str, exact, plan: &Plan, point: Point| Candidate {
         plan: name.to_owned(),
         exact,
-        recomputed,
-        compressed,
+        recomputed: plan.recompute.len(),
+        compressed: plan.compress.len(),
         estimate: Estimate::from(point),
         peak_ratio: point.peak as f64 / before.peak.max(1) as f64,
         time_ratio: match before.seconds > 0.0 {
             true => point.seconds / before.seconds,
             false => 1.0,
         },
+        least_cosine: measured.as_ref().and_then(|measured| {
+            let layers = planner.approximated(plan);
+            let cosines = layers.filter_map(|layer| measured.get(layer).copied());
+            cosines.min_by(f64::total_cmp)
+        }),
         pareto: false,
     };
-    let mut all = vec![candidate("original", true, 0, 0, before)];
+    let mut all = vec![candidate("original", true, &Plan::default(), before)];
     let kinds: &[bool] = if arguments.exact {
         &[true]
     } else {
         &[true, false]
     };
     for &exact in kinds {
-        let mut known = Vec::new();
-        let levels = [
-            ("none", Level::None),
-            ("cheap", Level::Cheap),
-            ("layers", Level::Layers),
-            ("sqrt", Level::Sqrt),
-        ];
-        let levels = levels.map(|(name, level)| (name, planner.level(level, exact)));
-        let frontier = planner.frontier(exact);
-        let between = frontier
-            .windows(2)
-            .flat_map(|pair| planner.steps(&pair[0], &pair[1], usize::from(arguments.between)));
-        let between: Vec<_> = between.map(|plan| ("between", Some(plan))).collect();
-        let cuts = frontier.into_iter().map(|plan| ("cut", Some(plan)));
-        let cuts = cuts.chain(between);
-        for (name, plan) in levels.into_iter().chain(cuts) {
-            let Some(plan) = plan.filter(|plan| !known.contains(plan)) else {
+        let mut known: Vec<Plan> = Vec::new();
+        for (name, plan) in plans(planner, arguments, exact) {
+            if known.contains(&plan) {
                 continue;
-            };
-            let (again, compressed) = (plan.recompute.len(), plan.compress.len());
+            }
             // Without a compression it is the exact plan of that name.
-            if exact || compressed > 0 {
+            if exact || !plan.compress.is_empty() {
                 let point = planner.measure(&plan)?;
-                all.push(candidate(name, exact, again, compressed, point));
+                all.push(candidate(name, exact, &plan, point));
             }
             known.push(plan);
         }
@@ -133,4 +128,32 @@ fn candidates(planner: &Planner<'_>, arguments: &ParetoArguments) -> Result<Vec<
         peaks.then(a.estimate.seconds.total_cmp(&b.estimate.seconds))
     });
     Ok(all)
+}
+
+/// The levels, the cuts, and plans between two of these, some of them perhaps the same.
+fn plans(
+    planner: &Planner<'_>,
+    arguments: &ParetoArguments,
+    exact: bool,
+) -> Vec<(&'static str, Plan)> {
+    let levels = [
+        ("none", Level::None),
+        ("cheap", Level::Cheap),
+        ("layers", Level::Layers),
+        ("sqrt", Level::Sqrt),
+    ];
+    let levels = levels.map(|(name, level)| Some((name, planner.level(level, exact)?)));
+    let frontier = planner.frontier(exact);
+    let between: Vec<Plan> = frontier
+        .windows(2)
+        .flat_map(|pair| planner.steps(&pair[0], &pair[1], usize::from(arguments.between)))
+        .collect();
+    let cuts = frontier.into_iter().map(|plan| ("cut", plan));
+    let between = between.into_iter().map(|plan| ("between", plan));
+    levels
+        .into_iter()
+        .flatten()
+        .chain(cuts)
+        .chain(between)
+        .collect()
 }

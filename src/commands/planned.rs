@@ -186,6 +186,19 @@ fn beside(model: &Model, analyses: &Analyses, sizes: &Sizes) -> i64 {
 
 /// Leaves alone what is further from the exact gradient than is wanted.
 fn exclude(selection: &mut Selection, path: &Path, least: f64) -> Result<()> {
+    for (param, cosine) in cosines(path)? {
+        if cosine < least {
+            selection.layers.entry(param).or_default().rewrite = Some(false);
+        }
+    }
+    Ok(())
+}
+
+/// By parameter: the cosine of its approximate gradient with the exact one, the smaller one where it has two.
+///
+/// # Errors
+/// Where the file is no report in which they were measured.
+pub fn cosines(path: &Path) -> Result<BTreeMap<String, f64>> {
     #[derive(Deserialize)]
     struct Cosine {
         cosine: Option<f64>,
@@ -218,12 +231,7 @@ fn exclude(selection: &mut Selection, path: &Path, least: f64) -> Result<()> {
         let known = measured.entry(layer.param).or_insert(cosine);
         *known = known.min(cosine);
     }
-    for (param, cosine) in measured {
-        if cosine < least {
-            selection.layers.entry(param).or_default().rewrite = Some(false);
-        }
-    }
-    Ok(())
+    Ok(measured)
 }
 
 /// What a machine does in a second, and how that is called: by a profile, else by default.

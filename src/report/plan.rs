@@ -4,7 +4,7 @@
 //! open size, as are the peaks: plans are compared somewhere.
 
 use super::table::{Column, Grid};
-use super::units::{Unit, percent};
+use super::units::{Unit, number, percent};
 use super::{Amount, Style};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -249,6 +249,10 @@ pub struct Candidate {
     pub peak_ratio: f64,
     /// The part of the original's time.
     pub time_ratio: f64,
+    /// The smallest cosine of an approximate gradient with the exact one among the layers that are compressed, where
+    /// it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub least_cosine: Option<f64>,
     /// Whether no other plan listed is as good in both, and as exact.
     pub pareto: bool,
 }
@@ -283,6 +287,7 @@ pub fn table(candidates: &[Candidate], style: Style) -> String {
         ("peak", Column::Number),
         ("", Column::Number),
         ("time", Column::Number),
+        ("least cosine", Column::Number),
         ("best", Column::Word),
         ("peak, 0 to 100%", Column::Word),
     ]);
@@ -298,6 +303,7 @@ pub fn table(candidates: &[Candidate], style: Style) -> String {
             bytes(candidate.estimate.peak_bytes),
             percent(candidate.peak_ratio),
             percent(candidate.time_ratio),
+            (candidate.least_cosine).map_or(String::new(), |x| number(Some(x), style)),
             if candidate.pareto { "*" } else { "" }.to_owned(),
             if style.unicode { "█" } else { "#" }.repeat(length),
         ]);

@@ -279,6 +279,14 @@ impl<'a> Planner<'a> {
         choices
     }
 
+    /// The parameters whose gradients a plan makes from compressed tensors.
+    pub fn approximated<'p>(&'p self, plan: &'p Plan) -> impl Iterator<Item = &'p str> {
+        let wanted = |d: &&Decision| matches!(d.reason, Reason::Rewritten | Reason::KeptAlive);
+        let decisions = self.decisions.iter().filter(wanted);
+        let decisions = decisions.filter(|d| plan.compress.contains(&d.activation));
+        decisions.map(|d| self.model.graph.value(d.parameter).name.as_str())
+    }
+
     /// The options that carry a plan out.
     pub fn options(&self, plan: &Plan) -> Options {
         let graph = &self.model.graph;

@@ -68,6 +68,7 @@ pub fn pareto(page: &mut Page, report: &Report) {
             ("peak", "n"),
             ("of the original's", "n"),
             ("time", "n"),
+            ("least cosine", "n"),
             ("best", ""),
         ],
     );
@@ -85,6 +86,8 @@ pub fn pareto(page: &mut Page, report: &Report) {
         }
         page.element("td", "n", &percent(candidate.peak_ratio));
         page.element("td", "n", &percent(candidate.time_ratio));
+        let cosine = candidate.least_cosine.map(|x| format!("{x:.4}"));
+        page.element("td", "n", &cosine.unwrap_or_default());
         page.element("td", "word", if candidate.pareto { "yes" } else { "" });
         page.raw("</tr>\n");
     }
