@@ -181,7 +181,9 @@ fn beside(model: &Model, analyses: &Analyses, sizes: &Sizes) -> i64 {
     let stored = |value: &ValueId| matches!(graph.value(*value).origin, Origin::Initializer(_));
     let constants = graph.values().filter(stored);
     let constants: i64 = { constants }.filter_map(|value| sizes.of(value)).sum();
-    inputs + constants + 2 * trained
+    // Each of the three fits; together they might not.
+    let state = trained.saturating_mul(2);
+    inputs.saturating_add(constants).saturating_add(state)
 }
 
 /// Leaves alone what is further from the exact gradient than is wanted.
@@ -271,7 +273,8 @@ pub fn rates(path: Option<&Path>) -> Result<(String, Rates)> {
         bail!("{}, of schema {}", place(), profile::SCHEMA);
     }
     let rate = |measured: Option<f64>, usual: f64| match measured {
-        Some(rate) if rate.is_finite() && rate > 0.0 => rate,
+        // What no machine does would say nothing of this one.
+        Some(rate) if (1.0..1e18).contains(&rate) => rate,
         _ => usual,
     };
     let rates = Rates {

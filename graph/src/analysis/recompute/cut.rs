@@ -27,6 +27,9 @@ use crate::analysis::saved::needs_bytes;
 use crate::ir::{GraphError, NodeId, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// No second is worth more bytes than this, so that sums fit 64 bits.
+const MOST: f64 = 1e15;
+
 /// The compressed form of a tensor that weight gradients read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Compressed {
@@ -195,7 +198,7 @@ impl<'a> Problem<'a> {
     pub fn cut(&self, terms: &Terms<'_>) -> Choice {
         let mut network = Network::default();
         let (source, sink) = (network.vertex(), network.vertex());
-        let worth = |seconds: f64| (seconds * terms.price).ceil().max(0.0) as u64;
+        let worth = |seconds: f64| (seconds * terms.price).ceil().clamp(0.0, MOST) as u64;
         let capacity = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
         let mut nodes: Vec<Option<Vertex>> = vec![None; self.context.graph.node_count()];
         for &id in &self.nodes {
