@@ -252,8 +252,7 @@ impl Drop for Running {
 /// Interrupts training again and again, each time a moment after a checkpoint, while the next are
 /// written. What comes out in the end is what an uninterrupted run makes.
 fn check_interruptions(signal: &str, mut moment: u64) {
-    // Enough to be under way still when the machine is busy with other things.
-    const STEPS: u64 = 4000;
+    const STEPS: u64 = 1500;
     const INTERRUPTIONS: usize = 5;
     let place = Place::new();
     let arguments = format!(
