@@ -94,6 +94,7 @@ pub fn recompute(
     let buffers = Buffers::new(graph);
     let mut copies = Copies {
         graph,
+        partition,
         buffers: &buffers,
         again,
         names: Names::new(graph),
@@ -139,6 +140,7 @@ struct Copy {
 
 struct Copies<'g> {
     graph: &'g Graph,
+    partition: &'g Partition,
     buffers: &'g Buffers,
     again: &'g BTreeSet<NodeId>,
     names: Names,
@@ -155,7 +157,9 @@ impl Copies<'_> {
     fn source(&self, value: ValueId) -> Option<NodeId> {
         let maker = self.graph.producer(self.buffers.root(value))?;
         let own = self.graph.producer(value)?;
-        self.again.contains(&maker).then_some(own)
+        // A view of the backward half reads a copy itself.
+        let forward = self.partition.half(own) == Half::Forward;
+        (forward && self.again.contains(&maker)).then_some(own)
     }
 
     /// The copy's name for a value; `None` where the value itself is to be read.
