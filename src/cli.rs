@@ -114,6 +114,14 @@ pub struct GraphArguments {
     pub html: Option<PathBuf>,
 }
 
+impl GraphArguments {
+    /// Whether a report takes standard output.
+    pub fn is_streamed(&self) -> bool {
+        let reports = [&self.json, &self.html];
+        reports.into_iter().flatten().any(|path| is_stream(path))
+    }
+}
+
 /// Arguments of the default verb.
 // clap's derive leaves groups with nested arguments empty; `Option<OptimizeArguments>` is present
 // where a member of the group is, and -o is required.

@@ -16,7 +16,7 @@
 use crate::names::Names;
 use crate::pipeline::assumed_sizes;
 use crate::proto::{metadata, version};
-use crate::select::{Decision, PAGE, Reason, element_bytes};
+use crate::select::{Decision, PAGE, element_bytes};
 use std::collections::{BTreeMap, BTreeSet};
 use velora_graph::analysis::Analyses;
 use velora_graph::analysis::hoist::cut::{Hoist, hoists};
@@ -74,7 +74,7 @@ pub(crate) fn held(
             .push(decision);
     }
     let of = |(tensor, decisions): (ValueId, Vec<&Decision>)| {
-        let wanted = |d: &&Decision| matches!(d.reason, Reason::Rewritten | Reason::KeptAlive);
+        let wanted = |d: &&Decision| d.reason.is_wanted();
         let first = decisions.first().filter(|_| decisions.iter().all(wanted))?;
         let (site, whole) = (first.site.as_ref()?, bytes(tensor)?);
         let element = element_bytes(analyses, site);

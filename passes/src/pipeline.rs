@@ -75,8 +75,16 @@ pub struct Outcome {
     pub decisions: Vec<Decision>,
     /// What was moved into the forward half, in terms of the model that came in.
     pub hoists: Vec<Hoist>,
-    /// The model that came in, with what was moved in its new place and what is computed again as such.
-    pub moved: Analyses,
+    /// The analyses of the model that came in, with what was moved in its new place and what is computed again as such;
+    /// `None` where nothing is.
+    pub moved: Option<Analyses>,
+}
+
+impl Outcome {
+    /// The analyses of the model that came in, with everything where it is now.
+    pub fn moved(&self) -> &Analyses {
+        self.moved.as_ref().unwrap_or(&self.before)
+    }
 }
 
 /// Why the job could not be done.
@@ -135,45 +143,54 @@ pub fn rewrite(model: &Model, options: &Options) -> Result<Outcome, JobError> {
 
 fn job(model: &Model, options: &Options, ordered: bool) -> Result<Outcome, JobError> {
     let before = Analyses::new(model, &options.settings)?;
-    carry_out(model, options, before, ordered)
+    let done = carry_out(model, options, &before, ordered)?;
+    Ok(Outcome {
+        ran: done.ran,
+        before,
+        decisions: done.decisions,
+        hoists: done.hoists,
+        moved: done.moved,
+    })
+}
+
+/// What the job makes of a model that has been analysed.
+pub(crate) struct Done {
+    pub(crate) ran: Ran,
+    decisions: Vec<Decision>,
+    hoists: Vec<Hoist>,
+    moved: Option<Analyses>,
 }
 
 /// The main job on a model that has been analysed.
 ///
 /// # Errors
 /// As [`optimise`].
-pub(crate) fn planned(
+pub(crate) fn carry_out(
     model: &Model,
     options: &Options,
     before: &Analyses,
-) -> Result<Outcome, JobError> {
-    carry_out(model, options, before.clone(), true)
-}
-
-fn carry_out(
-    model: &Model,
-    options: &Options,
-    before: Analyses,
     ordered: bool,
-) -> Result<Outcome, JobError> {
-    let mut moved = before.clone();
+) -> Result<Done, JobError> {
+    let mut moved = None;
     if let Some(names) = options.recompute.as_ref().filter(|names| !names.is_empty()) {
         let nodes = recompute::listed(model, &before.partition, names);
         let nodes = nodes.map_err(|(tensor, why)| JobError::Recompute { tensor, why })?;
-        moved = moved.recomputed(&model.graph, &nodes);
+        moved = Some(before.recomputed(&model.graph, &nodes));
     }
-    let mut decisions = select(&model.graph, &moved, &options.selection)?;
+    let now = moved.as_ref().unwrap_or(before);
+    let mut decisions = select(&model.graph, now, &options.selection)?;
     let mut hoists = Vec::new();
     if options.hoist {
-        hoists = hoist::choose(model, &moved, &decisions)?;
+        hoists = hoist::choose(model, now, &decisions)?;
     }
     if !hoists.is_empty() {
         let moves = hoists.iter().flat_map(|hoist| &hoist.moves);
-        moved = moved.hoisted(&model.graph, moves);
-        decisions = select(&model.graph, &moved, &options.selection)?;
+        let hoisted = now.hoisted(&model.graph, moves);
+        decisions = select(&model.graph, &hoisted, &options.selection)?;
+        moved = Some(hoisted);
     }
     let compress = Compress {
-        analyses: &before,
+        analyses: before,
         decisions: &decisions,
         inline: options.inline,
     };
@@ -221,9 +238,8 @@ fn carry_out(
         }
     }
     let ran = run(model.clone(), &passes, &options.checks)?;
-    Ok(Outcome {
+    Ok(Done {
         ran,
-        before,
         decisions,
         hoists,
         moved,

@@ -44,17 +44,16 @@ fn model(file: &str) -> Model {
     Model::from_proto(read(&models().join(file), UnknownFields::Allow).unwrap()).unwrap()
 }
 
-/// Sizes of a model's symbols; `rows` are those of the loss, samples or tokens.
-fn sized(file: &str, model: &Model) -> Vec<(String, i64)> {
+/// With sizes for a model's symbols; `rows` are those of the loss, samples or tokens.
+fn sized(file: &str, model: &Model) -> Options {
     let size = |name: &str| match name {
         "seq" => 16,
         "rows" if file.contains("llama") => 8 * 16,
         _ => 8,
     };
-    let symbols = symbols(&model.graph).into_iter();
-    symbols
-        .map(|name| (name.to_string(), size(&name)))
-        .collect()
+    let symbols = symbols(&model.graph);
+    let sizes: Vec<(&str, i64)> = symbols.iter().map(|name| (&**name, size(name))).collect();
+    options(&sizes)
 }
 
 /// The cheapest set of nodes to compute again, by trying all of them.
@@ -150,9 +149,7 @@ fn plans_are_nested_by_price() {
         "ort/cnn.onnx",
     ] {
         let model = model(file);
-        let sizes = sized(file, &model);
-        let sizes: Vec<(&str, i64)> = sizes.iter().map(|(n, s)| (n.as_str(), *s)).collect();
-        let options = options(&sizes);
+        let options = sized(file, &model);
         let subject = Subject::new(&model, &options).unwrap();
         let planner = Planner::new(&model, &options, &subject, Rates::default()).unwrap();
         let plans = planner.frontier(true);
@@ -177,9 +174,7 @@ fn bounds_are_kept_by_the_graph_that_is_written() {
         "aot/mlp.onnx",
     ] {
         let model = model(file);
-        let sizes = sized(file, &model);
-        let sizes: Vec<(&str, i64)> = sizes.iter().map(|(n, s)| (n.as_str(), *s)).collect();
-        let options = options(&sizes);
+        let options = sized(file, &model);
         let subject = Subject::new(&model, &options).unwrap();
         let planner = Planner::new(&model, &options, &subject, Rates::default()).unwrap();
         let before = planner.before().unwrap();
@@ -212,7 +207,7 @@ fn bounds_are_kept_by_the_graph_that_is_written() {
                 assert!(!exact || found.plan.compress.is_empty());
                 let options = planner.options(&found.plan);
                 let outcome = optimise(&model, &options).unwrap();
-                let made = point(&outcome, &options.settings, Rates::default()).unwrap();
+                let made = point(&outcome.ran.model, &options.settings, Rates::default()).unwrap();
                 assert!(
                     made.peak <= bound,
                     "{file} {share}: {} of {bound}",

@@ -46,15 +46,7 @@ pub fn run(arguments: &InspectArguments) -> Result<()> {
     );
     let after =
         Analyses::new(&outcome.ran.model, &loaded.settings).with_context(|| name.clone())?;
-    let sides = Sides {
-        before: (&loaded.model, &outcome.before),
-        after: (&outcome.ran.model, &after),
-        decisions: &outcome.decisions,
-        moved: &outcome.moved,
-        changed: !outcome.ran.passes.is_empty(),
-        hoists: &outcome.hoists,
-        selection: &options.selection,
-    };
+    let sides = Sides::new(&loaded.model, &outcome, &after, &options.selection);
     let mut report = reported(&loaded, &sides, &arguments.graph)?;
     presets(&loaded, own, &mut report).with_context(|| name.clone())?;
     let groups = tried(arguments, &outcome.before);

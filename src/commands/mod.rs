@@ -185,6 +185,17 @@ fn reported(loaded: &Loaded, sides: &Sides<'_>, arguments: &GraphArguments) -> R
     report(&loaded.name, sizes, sides, open.as_ref()).with_context(|| loaded.name.clone())
 }
 
+/// Writes a report into the files that the arguments name.
+fn write_reports(report: &Report, view: View, arguments: &GraphArguments) -> Result<()> {
+    if let Some(path) = &arguments.json {
+        write_text(path, &json(report)?)?;
+    }
+    if let Some(path) = &arguments.html {
+        write_text(path, &html(report, view))?;
+    }
+    Ok(())
+}
+
 /// Writes a report to where the arguments say: files, and a table. `taken` is what standard output
 /// already went to; the table goes to standard error then, and nowhere where the report itself is
 /// on standard output.
@@ -194,15 +205,8 @@ fn deliver(
     arguments: &GraphArguments,
     taken: Option<&Path>,
 ) -> Result<()> {
-    if let Some(path) = &arguments.json {
-        write_text(path, &json(report)?)?;
-    }
-    if let Some(path) = &arguments.html {
-        write_text(path, &html(report, view))?;
-    }
-    let reports = [&arguments.json, &arguments.html];
-    let streamed = reports.into_iter().flatten().any(|path| is_stream(path));
-    if arguments.source.quiet || streamed {
+    write_reports(report, view, arguments)?;
+    if arguments.source.quiet || arguments.is_streamed() {
         return Ok(());
     }
     let render = |style| match view {

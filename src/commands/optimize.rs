@@ -92,20 +92,9 @@ pub fn run(arguments: &OptimizeArguments) -> Result<()> {
         }
     };
     show_passes(arguments, &outcome.ran);
-    let sides = Sides {
-        before: (model, &outcome.before),
-        after: (&outcome.ran.model, &after),
-        decisions: &outcome.decisions,
-        moved: &outcome.moved,
-        changed: !outcome.ran.passes.is_empty(),
-        hoists: &outcome.hoists,
-        selection: &options.selection,
-    };
+    let sides = Sides::new(model, &outcome, &after, &options.selection);
     let mut report = reported(&loaded, &sides, &arguments.graph)?;
-    if let Some(step) = &step {
-        let planned = planned::report(model, &options, &outcome, step);
-        report.plan = Some(planned.with_context(|| name.clone())?);
-    }
+    report.plan = step.map(|step| planned::report(model, &outcome, &step));
 
     write(arguments, loaded.source.as_ref(), &outcome.ran.model)?;
     if let Some(path) = &arguments.selection.emit_plan {

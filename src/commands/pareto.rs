@@ -1,18 +1,19 @@
 //! `pareto`: plans between the fastest and the smallest.
 
-use super::{Loaded, planned, reported, warn_of_doubtful};
-use crate::cli::{ParetoArguments, is_stream};
-use crate::io::{print, write_text};
+use super::{Loaded, planned, reported, warn_of_doubtful, write_reports};
+use crate::cli::{Level, ParetoArguments};
+use crate::io::print;
 use crate::plan_file;
 use crate::report::build::Sides;
 use crate::report::plan::{Candidate, Estimate, mark, table};
-use crate::report::{Report, Style, View, html, json};
+use crate::report::{Report, Style, View};
 use crate::settings::selection;
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use velora_graph::analysis::Analyses;
 use velora_passes::manager::Checks;
 use velora_passes::pipeline::{Options, optimise};
-use velora_passes::planner::{Level, Plan, Planner, Point, Subject};
+use velora_passes::planner::{Plan, Planner, Point, Subject};
 
 /// Draws memory against time.
 ///
@@ -48,28 +49,14 @@ pub fn run(arguments: &ParetoArguments) -> Result<()> {
     if reports.into_iter().any(Option::is_some) {
         let outcome = optimise(&loaded.model, &options).with_context(|| name.clone())?;
         let after = Analyses::new(&outcome.ran.model, &loaded.settings)?;
-        let sides = Sides {
-            before: (&loaded.model, &outcome.before),
-            after: (&outcome.ran.model, &after),
-            decisions: &outcome.decisions,
-            moved: &outcome.moved,
-            changed: !outcome.ran.passes.is_empty(),
-            hoists: &outcome.hoists,
-            selection: &options.selection,
-        };
+        let sides = Sides::new(&loaded.model, &outcome, &after, &options.selection);
         let report = Report {
             pareto: candidates.clone(),
             ..reported(&loaded, &sides, &arguments.graph)?
         };
-        if let Some(path) = &arguments.graph.json {
-            write_text(path, &json(&report)?)?;
-        }
-        if let Some(path) = &arguments.graph.html {
-            write_text(path, &html(&report, View::Inspected))?;
-        }
+        write_reports(&report, View::Inspected, &arguments.graph)?;
     }
-    let streamed = reports.into_iter().flatten().any(|path| is_stream(path));
-    if arguments.graph.source.quiet || streamed {
+    if arguments.graph.source.quiet || arguments.graph.is_streamed() {
         return Ok(());
     }
     let style = Style::of(&std::io::stdout(), arguments.graph.source.verbose);
@@ -136,13 +123,11 @@ fn plans(
     arguments: &ParetoArguments,
     exact: bool,
 ) -> Vec<(&'static str, Plan)> {
-    let levels = [
-        ("none", Level::None),
-        ("cheap", Level::Cheap),
-        ("layers", Level::Layers),
-        ("sqrt", Level::Sqrt),
-    ];
-    let levels = levels.map(|(name, level)| Some((name, planner.level(level, exact)?)));
+    let levels = Level::value_variants().iter();
+    let levels = levels.filter_map(|&level| {
+        let plan = planner.level(level.into(), exact)?;
+        Some((level.word(), plan))
+    });
     let frontier = planner.frontier(exact);
     let between: Vec<Plan> = frontier
         .windows(2)
@@ -150,10 +135,5 @@ fn plans(
         .collect();
     let cuts = frontier.into_iter().map(|plan| ("cut", plan));
     let between = between.into_iter().map(|plan| ("between", plan));
-    levels
-        .into_iter()
-        .flatten()
-        .chain(cuts)
-        .chain(between)
-        .collect()
+    levels.chain(cuts).chain(between).collect()
 }

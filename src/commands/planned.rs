@@ -105,27 +105,17 @@ pub fn options(
     Ok((planner.options(&step.found.plan), step))
 }
 
-/// What a plan came to, for the report; `options` are those that carried it out.
-///
-/// # Errors
-/// Where the rewritten graph cannot be analysed.
-pub fn report(
-    model: &Model,
-    options: &Options,
-    outcome: &Outcome,
-    step: &Step,
-) -> Result<StepPlan> {
-    let subject = Subject::new(model, options)?;
+/// What a plan came to, for the report.
+pub fn report(model: &Model, outcome: &Outcome, step: &Step) -> StepPlan {
     let (name, rates) = &step.rates;
-    let planner = Planner::new(model, options, &subject, *rates)?;
-    Ok(StepPlan {
+    StepPlan {
         rates: name.clone(),
         before: Estimate::from(step.before),
         after: Estimate::from(step.found.point),
         beside_bytes: step.beside,
         recomputed: step.found.plan.recompute.len(),
-        tensors: planned(&planner, outcome),
-    })
+        tensors: planned(model, outcome, *rates),
+    }
 }
 
 /// The smallest step that there is, and what dominates it.

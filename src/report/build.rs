@@ -22,7 +22,7 @@ use velora_graph::analysis::{Analyses, Settings};
 use velora_graph::dim::Dim;
 use velora_graph::ir::{Graph, Model, NodeId, ValueId};
 use velora_graph::text::element_type_name;
-use velora_passes::pipeline::assumed_sizes;
+use velora_passes::pipeline::{Outcome, assumed_sizes};
 use velora_passes::schedule::schedule;
 use velora_passes::select::{self, Grouping, Selection, sub_token_size};
 use velora_runtime::training::Signature;
@@ -45,6 +45,26 @@ pub struct Sides<'a> {
     pub hoists: &'a [Hoist],
     /// What the user asked for.
     pub selection: &'a Selection,
+}
+
+impl<'a> Sides<'a> {
+    /// Both sides of a rewrite; `after` are the analyses of the model that goes out.
+    pub fn new(
+        model: &'a Model,
+        outcome: &'a Outcome,
+        after: &'a Analyses,
+        selection: &'a Selection,
+    ) -> Self {
+        Sides {
+            before: (model, &outcome.before),
+            after: (&outcome.ran.model, after),
+            decisions: &outcome.decisions,
+            moved: outcome.moved(),
+            changed: !outcome.ran.passes.is_empty(),
+            hoists: &outcome.hoists,
+            selection,
+        }
+    }
 }
 
 /// The report of a rewrite; `model` is how the user named the file, and `open` what the analyses say without

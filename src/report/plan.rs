@@ -3,15 +3,17 @@
 //! Times are those of the cost model (`velora_graph::analysis::recompute::cost`), at the `--dim` sizes, and at 64 for an
 //! open size, as are the peaks: plans are compared somewhere.
 
-use super::table::{Column, Grid};
+use super::table::{Column, Grid, bar};
 use super::units::{Unit, number, percent};
 use super::{Amount, Style};
 use serde::Serialize;
 use std::collections::BTreeSet;
+use velora_graph::analysis::Analyses;
+use velora_graph::analysis::recompute::cost::{Costs, Rates};
 use velora_graph::analysis::recompute::may_recompute;
-use velora_graph::ir::{NodeId, ValueId};
-use velora_passes::pipeline::Outcome;
-use velora_passes::planner::{Planner, Point};
+use velora_graph::ir::{Model, NodeId, ValueId};
+use velora_passes::pipeline::{Outcome, assumed_sizes};
+use velora_passes::planner::Point;
 
 /// A plan, and what it comes to.
 #[derive(Clone, Debug, Serialize)]
@@ -102,10 +104,16 @@ pub struct Planned {
 }
 
 /// The fate of every tensor that the model that came in saves.
-pub fn planned(planner: &Planner<'_>, outcome: &Outcome) -> Vec<Planned> {
-    let graph = planner.graph();
-    let again = |id: NodeId| outcome.moved.partition.is_recomputed(id);
-    let saved: BTreeSet<ValueId> = outcome.moved.saved.iter().map(|s| s.buffer).collect();
+pub fn planned(model: &Model, outcome: &Outcome, rates: Rates) -> Vec<Planned> {
+    let graph = &model.graph;
+    let Analyses {
+        partition, shapes, ..
+    } = &outcome.before;
+    let sizes = assumed_sizes(model, shapes);
+    let costs = Costs::new(graph, partition, shapes, &sizes, rates);
+    let moved = outcome.moved();
+    let again = |id: NodeId| moved.partition.is_recomputed(id);
+    let saved: BTreeSet<ValueId> = moved.saved.iter().map(|s| s.buffer).collect();
     let compressed: BTreeSet<ValueId> = { outcome.decisions.iter() }
         .filter(|d| d.rewritten())
         .map(|d| d.activation)
@@ -122,14 +130,15 @@ pub fn planned(planner: &Planner<'_>, outcome: &Outcome) -> Vec<Planned> {
             continue;
         };
         let node = graph.node(producer);
-        let time = milliseconds(planner.seconds(producer));
+        let seconds = costs.node(producer);
+        let time = milliseconds(seconds);
         let gone = |id: NodeId| {
             let made = graph.node(id).outputs.iter().flatten();
             node.op() == "Transpose" && { made }
                 .all(|&v| !after.contains(graph.value(v).name.as_str()))
         };
         let derived = tensor.readers.iter().all(|reader| gone(reader.node));
-        let kept = || match (may_recompute(node), planner.seconds(producer) > 0.0) {
+        let kept = || match (may_recompute(node), seconds > 0.0) {
             (false, _) => format!("its node ({}) must not run twice", node.op()),
             (true, true) => format!("to compute it again takes {time}"),
             (true, false) => "what it is made of would be saved instead".to_owned(),
@@ -163,7 +172,7 @@ pub fn planned(planner: &Planner<'_>, outcome: &Outcome) -> Vec<Planned> {
         tensors.push(Planned {
             tensor: graph.value(tensor.buffer).name.clone(),
             op: node.op().to_owned(),
-            bytes: planner.bytes(tensor.buffer),
+            bytes: sizes.of(tensor.buffer).unwrap_or(0),
             decision,
             reason,
         });
@@ -273,9 +282,6 @@ pub fn mark(candidates: &mut [Candidate]) {
     }
 }
 
-/// Cells of the longest bar.
-const BAR: usize = 24;
-
 /// The plans as a table, the lowest peak last.
 pub fn table(candidates: &[Candidate], style: Style) -> String {
     let mut grid = Grid::new([
@@ -293,7 +299,6 @@ pub fn table(candidates: &[Candidate], style: Style) -> String {
     ]);
     let bytes = |bytes: i64| Unit::Bytes.amount(&Amount::from(bytes), style.unicode);
     for candidate in candidates {
-        let length = (candidate.peak_ratio.clamp(0.0, 1.0) * BAR as f64).round() as usize;
         grid.row([
             candidate.plan.clone(),
             if candidate.exact { "yes" } else { "no" }.to_owned(),
@@ -305,7 +310,7 @@ pub fn table(candidates: &[Candidate], style: Style) -> String {
             percent(candidate.time_ratio),
             (candidate.least_cosine).map_or(String::new(), |x| number(Some(x), style)),
             if candidate.pareto { "*" } else { "" }.to_owned(),
-            if style.unicode { "█" } else { "#" }.repeat(length),
+            bar(candidate.peak_ratio, style),
         ]);
     }
     format!(

@@ -129,6 +129,12 @@ fn presets(report: &Report, style: Style) -> String {
 /// Cells of the longest bar.
 const BAR: usize = 24;
 
+/// A share of the longest bar.
+pub(super) fn bar(share: f64, style: Style) -> String {
+    let length = (share.clamp(0.0, 1.0) * BAR as f64).round() as usize;
+    if style.unicode { "█" } else { "#" }.repeat(length)
+}
+
 /// What other numbers of groups would do: bytes against fidelity.
 fn sweep(report: &Report, style: Style) -> String {
     if report.sweep.is_empty() {
@@ -148,7 +154,6 @@ fn sweep(report: &Report, style: Style) -> String {
         let fidelity = |x: Option<Option<f64>>| x.map_or(String::new(), |x| number(x, style));
         let measured = trial.fidelity;
         let cosine = measured.and_then(|f| f.cosine).unwrap_or(0.0);
-        let length = (cosine.clamp(0.0, 1.0) * BAR as f64).round() as usize;
         grid.row([
             trial.groups.to_string(),
             trial.sites_rewritten.to_string(),
@@ -156,7 +161,7 @@ fn sweep(report: &Report, style: Style) -> String {
             share.map_or(String::new(), percent),
             fidelity(measured.map(|f| f.norm_ratio)),
             fidelity(measured.map(|f| f.cosine)),
-            if style.unicode { "█" } else { "#" }.repeat(length),
+            bar(cosine, style),
         ]);
     }
     format!("\n{}", grid.draw(style))

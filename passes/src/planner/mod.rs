@@ -11,7 +11,7 @@ mod search;
 pub use search::{Found, Goal, PlanError, SLOWDOWN};
 
 use crate::hoist;
-use crate::pipeline::{JobError, Options, Outcome, assumed_sizes, planned, shapes};
+use crate::pipeline::{JobError, Options, assumed_sizes, carry_out, shapes};
 use crate::recompute::{calls, first};
 use crate::select::{Decision, Reason, element_bytes, select};
 use std::collections::{BTreeMap, BTreeSet};
@@ -96,7 +96,7 @@ pub struct Planner<'a> {
     rates: Rates,
     problem: Problem<'a>,
     /// What was decided about each contraction, if nothing were computed again.
-    decisions: Vec<Decision>,
+    decisions: &'a [Decision],
     /// What may be compressed.
     compressed: BTreeMap<ValueId, Compressed>,
     /// Calls of functions of the model.
@@ -180,25 +180,15 @@ impl<'a> Planner<'a> {
             sizes,
             rates,
             problem: Problem::new(context, costs)?,
-            decisions: decisions.clone(),
+            decisions,
             compressed,
             calls: calls(model),
         })
     }
 
     /// The graph of the model that came in.
-    pub fn graph(&self) -> &'a Graph {
+    fn graph(&self) -> &'a Graph {
         &self.model.graph
-    }
-
-    /// Seconds of a node of it, by the cost model.
-    pub fn seconds(&self, node: NodeId) -> f64 {
-        self.problem.costs().node(node)
-    }
-
-    /// Bytes of a value of it, at the sizes assumed; 0 where they are not known.
-    pub fn bytes(&self, value: ValueId) -> i64 {
-        self.sizes.of(value).unwrap_or(0)
     }
 
     /// The plan with the least cost at a price, in bytes for a second; `exact` compresses nothing.
@@ -281,8 +271,7 @@ impl<'a> Planner<'a> {
 
     /// The parameters whose gradients a plan makes from compressed tensors.
     pub fn approximated<'p>(&'p self, plan: &'p Plan) -> impl Iterator<Item = &'p str> {
-        let wanted = |d: &&Decision| matches!(d.reason, Reason::Rewritten | Reason::KeptAlive);
-        let decisions = self.decisions.iter().filter(wanted);
+        let decisions = self.decisions.iter().filter(|d| d.reason.is_wanted());
         let decisions = decisions.filter(|d| plan.compress.contains(&d.activation));
         decisions.map(|d| self.model.graph.value(d.parameter).name.as_str())
     }
@@ -293,11 +282,7 @@ impl<'a> Planner<'a> {
         let mut options = self.options.clone();
         let names = { plan.recompute.iter() }.filter_map(|&id| first(graph, id));
         options.recompute = Some(names.map(str::to_owned).collect());
-        for decision in &self.decisions {
-            let wanted = matches!(decision.reason, Reason::Rewritten | Reason::KeptAlive);
-            if !wanted {
-                continue;
-            }
+        for decision in self.decisions.iter().filter(|d| d.reason.is_wanted()) {
             let name = graph.value(decision.parameter).name.clone();
             let layer = (options.selection.layers.entry(name)).or_default();
             let rewrite = plan.compress.contains(&decision.activation);
@@ -313,17 +298,23 @@ impl<'a> Planner<'a> {
         same.count() > 1
     }
 
-    /// What a plan comes to: it is carried out, but for pins, which hold no bytes.
-    ///
-    /// # Errors
-    /// [`JobError`] where the rewritten model cannot be analysed.
-    pub fn measure(&self, plan: &Plan) -> Result<Point, JobError> {
+    /// The model that a plan makes, but for pins, which hold no bytes.
+    fn made(&self, plan: &Plan) -> Result<Model, JobError> {
         let options = Options {
             pin: false,
             ..self.options(plan)
         };
-        let outcome = planned(self.model, &options, self.analyses)?;
-        point(&outcome, &options.settings, self.rates)
+        Ok(carry_out(self.model, &options, self.analyses, true)?
+            .ran
+            .model)
+    }
+
+    /// What a plan comes to, by carrying it out.
+    ///
+    /// # Errors
+    /// [`JobError`] where the rewritten model cannot be analysed.
+    pub fn measure(&self, plan: &Plan) -> Result<Point, JobError> {
+        point(&self.made(plan)?, &self.options.settings, self.rates)
     }
 
     /// The tensors that are alive at a plan's peak, by name with their bytes, the largest first.
@@ -331,15 +322,11 @@ impl<'a> Planner<'a> {
     /// # Errors
     /// [`JobError`] where the rewritten model cannot be analysed.
     pub fn dominates(&self, plan: &Plan) -> Result<Vec<(String, i64)>, JobError> {
-        let options = Options {
-            pin: false,
-            ..self.options(plan)
-        };
-        let model = planned(self.model, &options, self.analyses)?.ran.model;
+        let model = self.made(plan)?;
         let graph = &model.graph;
-        let analyses = Analyses::new(&model, &options.settings)?;
-        let sizes = assumed_sizes(&model, &analyses.shapes);
-        let lifetimes = Lifetimes::new(graph, &analyses.buffers, &sizes, graph.order());
+        let shapes = shapes(&model, &self.options.settings).map_err(AnalysisError::from)?;
+        let sizes = assumed_sizes(&model, &shapes);
+        let lifetimes = Lifetimes::new(graph, &Buffers::new(graph), &sizes, graph.order());
         let alive = lifetimes.live_at(lifetimes.peak(&sizes).1).into_iter();
         let mut alive: Vec<(String, i64)> = alive
             .filter_map(|value| Some((graph.value(value).name.clone(), sizes.of(value)?)))
@@ -369,8 +356,7 @@ impl<'a> Planner<'a> {
 ///
 /// # Errors
 /// [`JobError`] where it cannot be analysed.
-pub fn point(outcome: &Outcome, settings: &Settings, rates: Rates) -> Result<Point, JobError> {
-    let model = &outcome.ran.model;
+pub fn point(model: &Model, settings: &Settings, rates: Rates) -> Result<Point, JobError> {
     let graph = &model.graph;
     let shapes = shapes(model, settings).map_err(AnalysisError::from)?;
     let roles = roles(graph, &settings.hints).map_err(AnalysisError::from)?;

@@ -72,6 +72,11 @@ impl Reason {
         }
     }
 
+    /// Whether the site was wanted, and at most other readers of its tensor stand against rewriting it.
+    pub fn is_wanted(self) -> bool {
+        matches!(self, Reason::Rewritten | Reason::KeptAlive)
+    }
+
     /// Whether nothing but other readers or the user's selection stands against rewriting the site.
     pub fn may_be_rewritten(self) -> bool {
         matches!(

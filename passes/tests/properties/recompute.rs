@@ -75,7 +75,7 @@ proptest! {
         if derived || outcome.decisions.iter().any(|d| d.rewritten()) {
             return Ok(());
         }
-        let said: BTreeSet<&str> = outcome.moved.saved.iter()
+        let said: BTreeSet<&str> = outcome.moved().saved.iter()
             .map(|saved| case.model.graph.value(saved.buffer).name.as_str())
             .collect();
         let after = case.after.graph.as_ref().unwrap();

@@ -53,15 +53,7 @@ fn case(file: &str, given: &[(&str, i64)]) -> Case {
     let outcome = optimise(&model, &options).unwrap();
     let after = Analyses::new(&outcome.ran.model, &settings).unwrap();
     let report = {
-        let sides = Sides {
-            before: (&model, &outcome.before),
-            after: (&outcome.ran.model, &after),
-            decisions: &outcome.decisions,
-            moved: &outcome.moved,
-            changed: !outcome.ran.passes.is_empty(),
-            hoists: &outcome.hoists,
-            selection: &options.selection,
-        };
+        let sides = Sides::new(&model, &outcome, &after, &options.selection);
         let open = Opened::new(&sides, &settings.hints).unwrap();
         report(file, &settings.sizes, &sides, Some(&open)).unwrap()
     };

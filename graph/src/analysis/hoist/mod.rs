@@ -150,20 +150,23 @@ impl Early {
 
 /// Whether a node may stand in either half, as far as its operator goes.
 fn may_move(node: &Node) -> bool {
+    node.domain().is_empty() && !is_copy(node) && !is_product(node) && depends_on_inputs_only(node)
+}
+
+/// Whether what a node makes is known by its inputs: it draws no random numbers, has no nested graph, and is none of
+/// ours.
+pub(super) fn depends_on_inputs_only(node: &Node) -> bool {
     let nested =
         |kind: i32| kind == AttributeType::Graph as i32 || kind == AttributeType::Graphs as i32;
     let mut attributes = node.proto.attribute.iter();
-    node.domain().is_empty()
-        && node.velora_op().is_none()
-        && !is_copy(node)
-        && !is_product(node)
+    node.velora_op().is_none()
         && !is_random(node)
         && node.captures.is_empty()
         && !attributes.any(|a| a.r#type.is_some_and(nested))
 }
 
 /// Draws numbers: what it makes is not known by its inputs.
-pub(super) fn is_random(node: &Node) -> bool {
+fn is_random(node: &Node) -> bool {
     matches!(
         node.op(),
         "RandomNormal"
@@ -180,7 +183,7 @@ pub(super) fn is_random(node: &Node) -> bool {
 }
 
 /// Multiplies matrices, whatever else it does.
-fn is_product(node: &Node) -> bool {
+pub(in crate::analysis) fn is_product(node: &Node) -> bool {
     matches!(
         node.op(),
         "MatMul"

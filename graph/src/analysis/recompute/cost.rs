@@ -10,6 +10,7 @@
 //! `run --profile` measures others.
 
 use crate::analysis::buffers::is_view;
+use crate::analysis::hoist::is_product;
 use crate::analysis::lifetimes::Sizes;
 use crate::analysis::partition::{Half, Partition};
 use crate::analysis::saved::{needs_bytes, shape_arithmetic};
@@ -62,9 +63,8 @@ pub fn class(node: &Node) -> Class {
     }
     match node.op() {
         "Shape" | "Size" | "Constant" => Class::Nothing,
-        "MatMul" | "Gemm" | "FusedMatMul" | "Einsum" | "MatMulInteger" | "QLinearMatMul"
-        | "Conv" | "ConvTranspose" | "ConvGrad" | "Attention" | "MultiHeadAttention" | "RNN"
-        | "GRU" | "LSTM" | "LSTMGrad" | "GRUGrad" | "FactoredWeightGrad" => Class::Products,
+        _ if is_product(node) => Class::Products,
+        "ConvGrad" | "LSTMGrad" | "GRUGrad" | "FactoredWeightGrad" => Class::Products,
         "Softmax"
         | "LogSoftmax"
         | "SoftmaxGrad"

@@ -12,24 +12,18 @@ pub mod cost;
 pub mod cut;
 
 use super::buffers::Buffers;
+use super::hoist::depends_on_inputs_only;
 use super::partition::{Half, Partition};
 use super::saved::needs_bytes;
 use crate::ir::{Graph, Node, NodeId, Use};
-use crate::onnx::schema::AttributeType;
 use std::collections::BTreeSet;
 
 /// Whether computing a node again makes the same values: it is a known operator that draws no random numbers,
 /// has no nested graph, and is none of ours.
 pub fn may_recompute(node: &Node) -> bool {
-    let nested =
-        |kind: i32| kind == AttributeType::Graph as i32 || kind == AttributeType::Graphs as i32;
-    let mut attributes = node.proto.attribute.iter();
     matches!(node.domain(), "" | "com.microsoft")
-        && node.velora_op().is_none()
-        && !super::hoist::is_random(node)
         && node.op() != "Constant"
-        && node.captures.is_empty()
-        && !attributes.any(|a| a.r#type.is_some_and(nested))
+        && depends_on_inputs_only(node)
 }
 
 /// Of some forward nodes those that the backward half needs a second time: what they make is read by a backward
