@@ -51,8 +51,11 @@ pub fn optimized(report: &Report, style: Style) -> String {
         text += &plan.table(style);
     }
     text += &totals(&report.totals, style, View::Optimized);
-    let again = report.plan.as_ref().is_some_and(|plan| plan.recomputed > 0);
-    let unchanged = match report.hoisted.is_empty() && !again {
+    let changed = report
+        .timeline
+        .as_ref()
+        .is_some_and(|timeline| timeline.after.is_some());
+    let unchanged = match report.hoisted.is_empty() && !changed {
         true => ": the graph is unchanged",
         false => "",
     };
