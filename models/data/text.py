@@ -27,20 +27,35 @@ KNOWN = "b5c4940bcfeee072c0935b5200d0f9d88a00a0199cb0961d16133458fcdfae5d"
 HELD_OUT = 20  # every 20th sequence
 
 
-def bible():
-    """The verses of the King James Bible, one a line, without their numbers."""
+def unpack(packages, scratch):
+    """Downloads Debian packages and unpacks them to a folder of `scratch`, which is returned."""
+    run = lambda *command: subprocess.run(command, cwd=scratch, check=True, capture_output=True)  # noqa: E731
+    run("apt-get", "download", *packages)
+    for package in pathlib.Path(scratch).glob("*.deb"):
+        run("dpkg-deb", "-x", str(package), "unpacked")
+    return pathlib.Path(scratch, "unpacked")
+
+
+def verses():
+    """The verses of the King James Bible, one a line: `Ge1:1 In the beginning ...`."""
     with tempfile.TemporaryDirectory() as scratch:
-        run = lambda *command: subprocess.run(command, cwd=scratch, check=True, capture_output=True)  # noqa: E731
-        run("apt-get", "download", *PACKAGES)
-        for package in pathlib.Path(scratch).glob("*.deb"):
-            run("dpkg-deb", "-x", str(package), "unpacked")
-        lines = run("unpacked/usr/bin/bible", "-f", "-p", "unpacked/usr/lib", "Gen1:1-Rev22:21").stdout
-    # `Ge1:1 In the beginning ...`
+        usr = unpack(PACKAGES, scratch) / "usr"
+        command = [usr / "bin/bible", "-f", "-p", usr / "lib", "Gen1:1-Rev22:21"]
+        return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+def prose(lines):
+    """What `verses` gives, without the numbers."""
     text = re.sub(rb"^\w+:\d+ ", b"", lines, flags=re.MULTILINE)
     digest = hashlib.sha256(text).hexdigest()
     if digest != KNOWN:
         print(f"text.py: the text is not that of version 4.38: sha256 {digest}", file=sys.stderr)
     return text
+
+
+def bible():
+    """The verses of the King James Bible, one a line, without their numbers."""
+    return prose(verses())
 
 
 def sequences(text, length):
