@@ -1,0 +1,47 @@
+"""Decoder fine-tuning: a small LLaMA that has read one text learns another, with adapters (the paper's table 3).
+
+    python models/paper/decoder.py [--quick]
+
+Run from anywhere, after `cargo build --release`; requirements.txt has what it needs. Everything is kept in the work folder,
+and a second run repeats nothing.
+"""
+
+import suite
+import tables
+from suite import Row, Task, group
+
+PAPER = ("MMLU, 7B, %", "GB (estimated)")
+RATES = (1e-3, 3e-3, 1e-2)
+VALUE_AND_DOWN = ("--select", "all", "--include", r"(v|down)_proj\.lora_A")
+REMARKS = []
+
+
+def rows():
+    """The rows of the paper's table 3; adapters of rank 8 on all seven projections."""
+    return [
+        Row("LoRA", "llama_s_lora", RATES, paper=("38.4", "8.79")),
+        Row("LoRA, 4-bit integers", "llama_s_int4", RATES, paper=("37.2", "5.77")),
+        Row("QLoRA", "llama_s_nf4", RATES, paper=("39.0", "5.77")),
+        *group("QLoRA", "llama_s_nf4", "v, down", VALUE_AND_DOWN, ("39.5", "4.88")),
+        *group("QLoRA", "llama_s_nf4", "all", ()),
+        *group("QLoRA", "llama_s_nf4", "planned", suite.PLANNED),
+        *group("LoRA", "llama_s_lora", "all", ()),
+    ]
+
+
+def build(opt):
+    text = suite.files(opt, "bytes")
+    dims = {"batch": 8, "seq": 128}
+    before = Task("King James Bible, before", text["kjv_train"], text["kjv_test"], dims, 8, 30 if opt.quick else 1500, "perplexity")
+    base = suite.pretrained(opt, before, "llama_s_full", 2e-3)
+    task = Task(
+        "Bible to fortunes", text["fortunes_train"], text["fortunes_test"], dims, 8, 12 if opt.quick else 250, "perplexity", base
+    )
+    results = [suite.Suite(opt, "decoder", task, rows()).execute()]
+    tables.write(
+        opt, "decoder", "Decoder: fine-tuning with adapters", "python models/paper/decoder.py", results, REMARKS, PAPER
+    )
+
+
+if __name__ == "__main__":
+    suite.main(__doc__, build)

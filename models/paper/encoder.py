@@ -1,0 +1,49 @@
+"""Text: an encoder with pretrained weights, and a small one from scratch, tell the books of verses (the paper's table 2).
+
+    python models/paper/encoder.py [--quick]
+
+Run from anywhere, after `cargo build --release`; requirements.txt has what it needs. Everything is kept in the work folder,
+and a second run repeats nothing.
+"""
+
+import suite
+import tables
+from suite import Row, Task, group
+
+PAPER = ("GLUE mean", "GB")
+GALORE = ("--optimizer", "galore", "--rank", "8", "--update-period", "50", "--project", r"attention|intermediate|output\.dense")
+REMARKS = []
+
+
+def rows(full, lora, rates):
+    """The rows of the paper's table 2, with the same layers frozen."""
+    return [
+        Row("full", full, rates["full"], paper=("86.28", "4.64")),
+        Row("GaLore", full, rates["galore"], optimizer=GALORE, paper=("85.89", "4.04")),
+        Row("LoRA", lora, rates["lora"], paper=("85.61", "2.71")),
+        *group("full", full, "v, down", ("--select", "paper"), ("85.91", "2.23")),
+        *group("full", full, "all", ()),
+        *group("full", full, "planned", suite.PLANNED),
+        *group("LoRA", lora, "adapters", ()),
+        *group("LoRA", lora, "planned", suite.PLANNED),
+    ]
+
+
+def build(opt):
+    sets = suite.files(opt, "verses") | suite.files(opt, "minilm")
+    dims = {"batch": 16}
+    pretrained = Task(
+        "MiniLM-L6, fine-tuned", sets["verses_train"], sets["verses_test"], dims, 16, 8 if opt.quick else 100, "accuracy", sets["minilm"]
+    )
+    scratch = Task("RoBERTa-shaped, from scratch", sets["words_train"], sets["words_test"], dims, 16, 30 if opt.quick else 600, "accuracy")
+    high = {"full": (3e-4, 1e-3, 3e-3), "galore": (1e-3, 3e-3, 1e-2), "lora": (1e-3, 3e-3, 1e-2)}
+    low = {"full": (5e-5, 1e-4, 3e-4), "galore": (1e-4, 3e-4, 1e-3), "lora": (1e-3, 3e-3, 1e-2)}
+    results = [
+        suite.Suite(opt, "encoder", pretrained, rows("minilm_full", "minilm_lora", low)).execute(),
+        suite.Suite(opt, "encoder", scratch, rows("roberta_full", "roberta_lora", high)).execute(),
+    ]
+    tables.write(opt, "encoder", "Encoder: telling the books of verses", "python models/paper/encoder.py", results, REMARKS, PAPER)
+
+
+if __name__ == "__main__":
+    suite.main(__doc__, build)

@@ -1,0 +1,510 @@
+"""Trains the rows of a table with `velora-opt run`, and remembers what was done.
+
+A row is a graph of graphs.zip, as it is, rewritten, or with some layers not trained. `Suite` makes the graph's file,
+draws its parameters, chooses a learning rate, trains it with several seeds, and measures bytes and times. Every run's outcome is
+kept under what decides it (the bytes of graph, data and parameters, and the options), so that a script that was
+stopped goes on where it was, and one whose settings changed repeats what they change and nothing else.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import zipfile
+import zlib
+
+import data
+import numpy as np
+import onnx
+import quantise
+from safetensors.numpy import load_file
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+REGIONS = ["parameters", "gradients", "optimizer", "constants", "inputs", "activations"]
+# The seed that learning rates are chosen with: none of those that a table shows.
+TUNING_SEED = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained: data, sizes, and how far."""
+
+    name: str
+    train: pathlib.Path
+    test: pathlib.Path
+    dims: dict
+    batch: int
+    steps: int
+    metric: str  # "accuracy" in percent, or "perplexity"
+    # Parameters that training starts from, in place of drawn ones, by the names of the graph or its base.
+    pretrained: pathlib.Path | None = None
+    settings: tuple = ("--schedule", "cosine", "--clip", "1.0")
+
+    def better(self, a, b):
+        """How much better `a` is than `b`, in the metric's own unit."""
+        return a - b if self.metric == "accuracy" else b - a
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table."""
+
+    name: str
+    graph: str
+    # Learning rates to choose from; or the name of the row whose choice is taken.
+    rates: tuple | str
+    # Options of the rewrite; None leaves the graph as it is.
+    rewrite: tuple | None = None
+    # The row with a rewrite whose rewritten layers are not trained here.
+    frozen_like: str | None = None
+    # The row in which the layers that are rewritten here are not trained.
+    frozen_row: str | None = None
+    optimizer: tuple = ("--optimizer", "adamw")
+    # The row that differs in the rewrite alone.
+    twin: str | None = None
+    # The paper's figures, as they are printed there.
+    paper: tuple = ()
+
+
+# The planner's choice of what to compress and what to compute again, so that a step takes no longer than before.
+PLANNED = ("--max-slowdown", "0%")
+
+
+def group(twin, graph, layers, rewrite, paper=()):
+    """VeLoRA on some layers of a row, and the row in which these layers are not trained."""
+    name = f"{twin} + VeLoRA ({layers})"
+    frozen = f"{twin}, frozen: {layers}"
+    return (
+        Row(name, graph, twin, rewrite=rewrite, twin=twin, frozen_row=frozen, paper=paper),
+        Row(frozen, graph, twin, frozen_like=name),
+    )
+
+
+class Failed(Exception):
+    """The tool, or a check of what it said, failed."""
+
+
+class Suite:
+    """One task and its rows."""
+
+    def __init__(self, opt, table, task, rows):
+        if opt.quick:
+            task = dataclasses.replace(task, test=first(task.test, 32, opt.work / "data"))
+        self.opt, self.table, self.task = opt, table, task
+        self.rows = {row.name: row for row in rows}
+        self.seeds = range(opt.seeds)
+        self.folder = opt.work / "graphs" / table / task.name
+        self.records = opt.work / "records"
+        for folder in (self.folder, self.records):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.manifest = manifest()
+        self.hashes = {}
+
+    # ---- the tool
+    def tool(self, arguments):
+        command = [str(self.opt.tool), *map(str, arguments)]
+        if self.opt.verbose:
+            print("$", shlex.join(command).replace(f"{ROOT}/", ""), flush=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Failed(f"{shlex.join(command)}\n{done.stderr[-2000:]}")
+        return done.stdout
+
+    def digest(self, path):
+        """The hash of a file's bytes."""
+        path = pathlib.Path(path)
+        key = (path, path.stat().st_mtime_ns)
+        if key not in self.hashes:
+            with open(path, "rb") as file:
+                self.hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self.hashes[key]
+
+    def remembered(self, key, work):
+        """What `work` gave for this key, now or earlier."""
+        text = json.dumps(key, sort_keys=True)
+        path = self.records / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        if path.exists():
+            return json.loads(path.read_text())["outcome"]
+        outcome = work()
+        partial = path.with_suffix(f".{os.getpid()}.{zlib.crc32(text.encode())}.tmp")
+        partial.write_text(json.dumps({"key": key, "outcome": outcome}))
+        partial.replace(path)
+        return outcome
+
+    # ---- graphs
+    def dims(self):
+        return [part for name, size in self.task.dims.items() for part in ("--dim", f"{name}={size}")]
+
+    def graph(self, row):
+        """The file of a row's graph."""
+        source = unpack(self.opt.work, row.graph)
+        if row.frozen_like:
+            target = self.folder / f"{slug(row.name)}.frozen.onnx"
+            freeze(source, set(self.rewritten(self.rows[row.frozen_like])), target)
+            source = target
+        if row.rewrite is None:
+            return source
+        target = self.folder / f"{slug(row.name)}.velora.onnx"
+        report = target.with_suffix(".json")
+        self.tool([source, "-o", target, *row.rewrite, *self.dims(), "--json", report, "--quiet"])
+        return target
+
+    def rewritten(self, row):
+        """The parameters whose gradients a row's rewrite approximates."""
+        report = (self.folder / f"{slug(row.name)}.velora.json")
+        if not report.exists():
+            self.graph(row)
+        layers = json.loads(report.read_text())["layers"]
+        names = [layer["param"] for layer in layers if layer["decision"] == "rewritten"]
+        if not names:
+            raise Failed(f"{row.name}: nothing is rewritten")
+        return names
+
+    # ---- parameters
+    def parameters(self, row, seed):
+        """A file with the parameters that a seed starts from."""
+        inputs = self.manifest[row.graph]["inputs"]
+        pretrained = load_file(self.task.pretrained) if self.task.pretrained else {}
+        by_codes = {q["quantised"]["codes"]: q["quantised"] for q in inputs if "quantised" in q}
+        tensors, packed = {}, {}
+        for entry in inputs:
+            name, base = entry["name"], entry.get("base_name", entry["name"])
+            if "quantised" in entry:
+                continue
+            if base in pretrained:
+                tensors[name] = pretrained[base]
+            elif name not in by_codes and not any(q["scales"] == name for q in by_codes.values()):
+                tensors[name] = draw(entry, seed)
+        for entry in inputs:
+            if "quantised" not in entry:
+                continue
+            how = entry["quantised"]
+            base = how.get("base", entry["name"])
+            weight = pretrained.get(base)
+            if weight is None:
+                raise Failed(f"{row.name}: nothing to quantise for {base}")
+            codes, scales = getattr(quantise, how["kind"])(weight)
+            packed[how["codes"]], tensors[how["scales"]] = codes, scales
+        path = self.opt.work / "parameters" / f"{self.task.name}.{row.graph}.{seed}.safetensors"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        quantise.save(path, tensors, packed)
+        return path
+
+    # ---- training
+    def train(self, row, rate, seed):
+        """The outcome of a training: the held-out score, losses, and bytes."""
+        task, graph, parameters = self.task, self.graph_of[row.name], self.parameters_of[row.graph, seed]
+        options = [
+            "--batch", task.batch, "--steps", task.steps, "--warmup", max(1, task.steps // 10),
+            *task.settings, *row.optimizer, "--lr", f"{rate:g}", "--seed", seed,
+        ]  # fmt: skip
+        files = [graph, parameters, task.train, task.test]
+        key = {"train": [self.digest(file) for file in files], "options": list(map(str, options))}
+
+        def work():
+            stem = self.opt.work / "runs" / f"{slug(task.name)}.{slug(row.name)}.{seed}.{rate:g}"
+            stem.parent.mkdir(exist_ok=True, parents=True)
+            outcome, log = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".jsonl")
+            try:
+                self.tool([
+                    "run", graph, "--params", parameters, "--data", task.train, "--eval", task.test, *options,
+                    "--threads", self.opt.threads, "--json", outcome, "--log", log, "--quiet",
+                ])  # fmt: skip
+            except Failed as failed:
+                # A learning rate that leads to no number loses against the others.
+                if "the loss is" in str(failed):
+                    return {"diverged": str(failed).strip().splitlines()[-1]}
+                raise
+            result = json.loads(outcome.read_text())
+            losses = [json.loads(line)["loss"] for line in log.read_text().splitlines() if '"loss"' in line and "eval" not in line]
+            tail = max(1, len(losses) // 10)
+            return {
+                "eval": result["eval"],
+                "first_loss": losses[0],
+                "last_loss": float(np.mean(losses[-tail:])),
+                "losses": [float(np.mean(part)) for part in np.array_split(losses, min(40, len(losses)))],
+            }
+
+        return self.remembered(key, work)
+
+    def score(self, outcome):
+        """The held-out score of an outcome in the task's metric."""
+        if "diverged" in outcome:
+            return float("nan")
+        value = outcome["eval"][self.task.metric]
+        return 100 * value if self.task.metric == "accuracy" else value
+
+    def measure(self, row, rate):
+        """Saved bytes by `inspect`, and bytes by region of training alone, predicted and measured."""
+        task, graph, parameters = self.task, self.graph_of[row.name], self.parameters_of[row.graph, 0]
+        options = ["--batch", task.batch, *task.settings, *row.optimizer, "--lr", f"{rate:g}", "--steps", 3]
+        key = {"measure": [self.digest(graph)], "options": list(map(str, options)), "dims": task.dims}
+
+        def work():
+            report = json.loads(self.tool(["inspect", graph, *self.dims(), "--json", "-"]))
+            outcome = json.loads(self.tool([
+                "run", graph, "--params", parameters, "--data", task.train, *options, "--threads", self.opt.threads,
+                "--json", "-",
+            ]))  # fmt: skip
+            memory = outcome["memory"]
+            wrong = [name for name in REGIONS if memory[name]["predicted"] != memory[name]["measured"]]
+            if wrong:
+                raise Failed(f"{row.name}: predicted and measured bytes of {', '.join(wrong)} differ: {memory}")
+            return {
+                "saved": report["totals"]["saved_bytes_before"],
+                "memory": {name: memory[name]["measured"] for name in REGIONS},
+            }
+
+        return self.remembered(key, work)
+
+    def times(self, rates):
+        """By row, seconds per step in each round; all rows take turns, forwards and backwards."""
+        names, rounds = list(self.rows), self.opt.rounds
+        task = self.task
+        commands = {}
+        for name in names:
+            row = self.rows[name]
+            commands[name] = [
+                "run", self.graph_of[name], "--params", self.parameters_of[row.graph, 0], "--data", task.train,
+                "--batch", task.batch, *task.settings, *row.optimizer, "--lr", f"{rates[name]:g}",
+                "--steps", self.opt.timed_steps, "--json", "-",
+            ]  # fmt: skip
+        key = {
+            "times": {name: [self.digest(command[1]), *map(str, command[6:])] for name, command in commands.items()},
+            "rounds": rounds,
+        }
+
+        def work():
+            found = {name: [] for name in names}
+            for turn in range(rounds):
+                for name in names if turn % 2 == 0 else names[::-1]:
+                    outcome = json.loads(self.tool(commands[name]))
+                    found[name].append(outcome["seconds_per_step"])
+            return found
+
+        return self.remembered(key, work)
+
+    def execute(self):
+        """Everything of a table, by row."""
+        rows = self.rows.values()
+        self.graph_of = {row.name: self.graph(row) for row in rows}
+        seeds = [*self.seeds] + ([TUNING_SEED] if not self.opt.quick else [])
+        self.parameters_of = {
+            (graph, seed): self.parameters(row, seed) for graph, row in {row.graph: row for row in rows}.items() for seed in seeds
+        }
+        with concurrent.futures.ThreadPoolExecutor(self.opt.jobs) as pool:
+            rates = self.choose_rates(pool)
+            runs = {
+                (row.name, seed): pool.submit(self.progress, row, rates[row.name], seed)
+                for row in rows
+                for seed in self.seeds
+            }
+            runs = {key: run.result() for key, run in runs.items()}
+        measured = {row.name: self.measure(row, rates[row.name]) for row in rows}
+        times = self.times(rates)
+        return {
+            "task": self.task.name,
+            "metric": self.task.metric,
+            "steps": self.task.steps,
+            "batch": self.task.batch,
+            "seeds": len(self.seeds),
+            "rows": [
+                {
+                    "name": row.name,
+                    "twin": row.twin,
+                    "frozen_like": row.frozen_like,
+                    "frozen_row": row.frozen_row,
+                    "compressed": row.rewrite is not None,
+                    "paper": row.paper,
+                    "rate": rates[row.name],
+                    "scores": [self.score(runs[row.name, seed]) for seed in self.seeds],
+                    "losses": [runs[row.name, seed].get("eval", {}).get("loss", float("nan")) for seed in self.seeds],
+                    "first_losses": [runs[row.name, seed].get("first_loss") for seed in self.seeds],
+                    "last_losses": [runs[row.name, seed].get("last_loss") for seed in self.seeds],
+                    "curve": runs[row.name, 0].get("losses", []),
+                    "saved": measured[row.name]["saved"],
+                    "memory": measured[row.name]["memory"],
+                    "seconds": times[row.name],
+                }
+                for row in rows
+            ],
+        }
+
+    def progress(self, row, rate, seed):
+        outcome = self.train(row, rate, seed)
+        print(f"{self.table}, {self.task.name}: {row.name}, seed {seed}, rate {rate:g}: {self.score(outcome):.3f}", flush=True)
+        return outcome
+
+    def choose_rates(self, pool):
+        """Of the rates that a row names, the one with the least held-out loss of a seed that is not shown."""
+        tried = {}
+        for row in self.rows.values():
+            if isinstance(row.rates, str):
+                continue
+            rates = row.rates if not self.opt.quick else row.rates[len(row.rates) // 2 :][:1]
+            lone = len(rates) == 1
+            tried[row.name] = {rate: None if lone else pool.submit(self.progress, row, rate, TUNING_SEED) for rate in rates}
+
+        def loss(run):
+            found = 0.0 if run is None else run.result().get("eval", {}).get("loss", float("inf"))
+            return found if np.isfinite(found) else float("inf")
+
+        chosen = {name: min(runs, key=lambda rate: loss(runs[rate])) for name, runs in tried.items()}
+        for row in self.rows.values():
+            if isinstance(row.rates, str):
+                chosen[row.name] = chosen[row.rates]
+        return chosen
+
+
+def pretrained(opt, task, graph, rate, *, without=()):
+    """A file with the parameters that training `graph` on `task` ends with, but for those that start with a name of `without`."""
+    row = Row("pretrained", graph, (rate,))
+    suite = Suite(opt, "pretraining", task, [row])
+    file = unpack(opt.work, graph)
+    first = suite.parameters(row, 0)
+    options = [
+        "--batch", task.batch, "--steps", task.steps, "--warmup", max(1, task.steps // 10), *task.settings,
+        "--lr", f"{rate:g}", "--seed", 0,
+    ]  # fmt: skip
+    files = [suite.digest(path) for path in (file, first, task.train, task.test)]
+    key = {"pretrained": files, "options": list(map(str, options)), "without": list(without)}
+    target = opt.work / "parameters" / f"{slug(task.name)}.{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.safetensors"
+
+    def work():
+        target.unlink(missing_ok=True)
+        whole = target.with_suffix(".whole")
+        report = json.loads(suite.tool([
+            "run", file, "--params", first, "--data", task.train, "--eval", task.test, *options, "--save", whole, "--json", "-",
+        ]))  # fmt: skip
+        tensors = {name: tensor for name, tensor in load_file(whole).items() if not name.startswith(tuple(without))}
+        quantise.save(target, tensors, {})
+        whole.unlink()
+        print(f"{task.name}: pretrained, {report['eval']}", flush=True)
+        return report["eval"]
+
+    if not target.exists():
+        work()
+    return target
+
+
+# ---- graphs and parameters
+def manifest():
+    """What graphs.zip says of its graphs."""
+    with zipfile.ZipFile(HERE / "graphs.zip") as archive:
+        found = json.loads(archive.read("manifest.json"))
+    return found.get("graphs", found)
+
+
+def unpack(work, name):
+    """The file of a graph of graphs.zip."""
+    target = work / "graphs" / f"{name}.onnx"
+    with zipfile.ZipFile(HERE / "graphs.zip") as archive:
+        content = archive.read(f"{name}.onnx")
+    if not target.exists() or target.read_bytes() != content:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return target
+
+
+def freeze(source, parameters, target):
+    """Writes a graph without the gradients of some parameters, and without what only they needed.
+
+    That is what an exporter writes where the parameters ask for no gradient.
+    """
+    model = onnx.load(source)
+    graph = model.graph
+    gone = [output for output in graph.output if output.name.removeprefix("grad.") in parameters]
+    if len(gone) != len(parameters):
+        raise Failed(f"{source}: {len(parameters)} gradients were to be left out, and {len(gone)} are there")
+    for output in gone:
+        graph.output.remove(output)
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if any(name in needed for name in node.output if name):
+            kept.append(node)
+            needed.update(name for name in node.input if name)
+    kept.reverse()
+    del graph.node[:]
+    graph.node.extend(kept)
+    constants = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(constants)
+    infos = [info for info in graph.value_info if info.name in needed]
+    del graph.value_info[:]
+    graph.value_info.extend(infos)
+    target.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def first(path, samples, folder):
+    """A file with the first samples of a data set."""
+    target = folder / path.name
+    if path.parent != folder and not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = np.load(path)
+        np.savez(target, **{name: arrays[name][:samples] for name in arrays.files})
+    return target
+
+
+def draw(entry, seed):
+    """A parameter's first value: what the manifest says, from a stream of the seed and the name."""
+    shape, init = entry["shape"], entry["init"]
+    random = np.random.default_rng([seed, zlib.crc32(entry["name"].encode())])
+    kind = init["kind"]
+    if kind == "normal":
+        values = random.standard_normal(shape) * init["std"]
+    elif kind == "uniform":
+        values = random.uniform(-init["bound"], init["bound"], shape)
+    elif kind in ("zeros", "ones"):
+        values = np.full(shape, float(kind == "ones"))
+    else:
+        raise Failed(f"{entry['name']}: unknown initialisation {kind}")
+    return values.astype(np.float32)
+
+
+def slug(text):
+    return "".join(c if c.isalnum() else "_" for c in text)
+
+
+def files(opt, name):
+    """The files of a data set, made where they are not there yet, by their names without an ending."""
+    return {path.stem: path for path in data.make(name, opt.data)}
+
+
+# ---- the command line of every table
+def arguments(description, *, rounds=5):
+    cli = argparse.ArgumentParser(description=description.split("\n")[0])
+    cli.add_argument("--quick", action="store_true", help="few steps and two seeds: checks that all of it works, in a minute or two")
+    cli.add_argument("--seeds", type=int, help="seeds of each row (default: 5; quick: 2)")
+    cli.add_argument("--rounds", type=int, help=f"turns of the measurement of time (default: {rounds}; quick: 1)")
+    cli.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at the same time (default: one per core)")
+    cli.add_argument("--tool", type=pathlib.Path, default=ROOT / "target/release/velora-opt")
+    cli.add_argument("--work", type=pathlib.Path, help="everything but the results (default: target/paper; quick: target/paper-quick)")
+    cli.add_argument("--out", type=pathlib.Path, help="results (default: docs/results; quick: in the work folder)")
+    cli.add_argument("--verbose", action="store_true", help="print every command")
+    opt = cli.parse_args()
+    opt.seeds = opt.seeds or (2 if opt.quick else 5)
+    opt.rounds = opt.rounds or (1 if opt.quick else rounds)
+    opt.timed_steps = 4 if opt.quick else 10
+    opt.threads = 1 if opt.jobs > 1 else 0
+    opt.work = (opt.work or ROOT / ("target/paper-quick" if opt.quick else "target/paper")).resolve()
+    opt.out = (opt.out or (opt.work / "results" if opt.quick else ROOT / "docs/results")).resolve()
+    opt.data = ROOT / "target/paper/data"
+    opt.work.mkdir(parents=True, exist_ok=True)
+    return opt
+
+
+def main(description, build, *, rounds=5):
+    """A table's script: `build` makes the suites of the command line's options, and writes what they found."""
+    opt = arguments(description, rounds=rounds)
+    try:
+        build(opt)
+    except Failed as failed:
+        sys.exit(f"{pathlib.Path(sys.argv[0]).name}: {failed}")
