@@ -57,7 +57,7 @@ def rows():
 def build(opt):
     text = suite.files(opt, "bytes")
     task = Task(
-        "128 wide, from scratch", text["kjv_train"], text["kjv_test"], {"batch": 8, "seq": 128}, 8, 16 if opt.quick else 200, "perplexity"
+        "128 wide, from scratch", text["kjv_train"], text["kjv_test"], {"batch": 8, "seq": 128}, 8, 16 if opt.quick else 150, "perplexity"
     )
     results = [suite.Suite(opt, "ablations", task, rows()).execute()]
     tables.write(opt, "ablations", "Ablations", "python models/paper/ablations.py", results, REMARKS, PAPER)

@@ -32,10 +32,10 @@ def rows():
 def build(opt):
     text = suite.files(opt, "bytes")
     dims = {"batch": 8, "seq": 128}
-    before = Task("King James Bible, before", text["kjv_train"], text["kjv_test"], dims, 8, 30 if opt.quick else 1500, "perplexity")
+    before = Task("King James Bible, before", text["kjv_train"], text["kjv_test"], dims, 8, 30 if opt.quick else 1200, "perplexity")
     base = suite.pretrained(opt, before, "llama_s_full", 2e-3)
     task = Task(
-        "Bible to fortunes", text["fortunes_train"], text["fortunes_test"], dims, 8, 12 if opt.quick else 250, "perplexity", base
+        "Bible to fortunes", text["fortunes_train"], text["fortunes_test"], dims, 8, 12 if opt.quick else 150, "perplexity", base
     )
     results = [suite.Suite(opt, "decoder", task, rows()).execute()]
     tables.write(

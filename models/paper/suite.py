@@ -171,27 +171,19 @@ class Suite:
     def parameters(self, row, seed):
         """A file with the parameters that a seed starts from."""
         inputs = self.manifest[row.graph]["inputs"]
-        pretrained = load_file(self.task.pretrained) if self.task.pretrained else {}
-        by_codes = {q["quantised"]["codes"]: q["quantised"] for q in inputs if "quantised" in q}
+        given = load_file(self.task.pretrained) if self.task.pretrained else {}
         tensors, packed = {}, {}
         for entry in inputs:
             name, base = entry["name"], entry.get("base_name", entry["name"])
             if "quantised" in entry:
-                continue
-            if base in pretrained:
-                tensors[name] = pretrained[base]
-            elif name not in by_codes and not any(q["scales"] == name for q in by_codes.values()):
-                tensors[name] = draw(entry, seed)
-        for entry in inputs:
-            if "quantised" not in entry:
-                continue
-            how = entry["quantised"]
-            base = how.get("base", entry["name"])
-            weight = pretrained.get(base)
-            if weight is None:
-                raise Failed(f"{row.name}: nothing to quantise for {base}")
-            codes, scales = getattr(quantise, how["kind"])(weight)
-            packed[how["codes"]], tensors[how["scales"]] = codes, scales
+                # Codes and scales each have an entry that says the same.
+                how = entry["quantised"]
+                if name == how["codes"]:
+                    codes, scales = getattr(quantise, how["kind"])(given[base])
+                    shape = next(other["shape"] for other in inputs if other["name"] == how["scales"])
+                    packed[name], tensors[how["scales"]] = codes, scales.reshape(shape)
+            else:
+                tensors[name] = given[base] if base in given else draw(entry, seed)
         path = self.opt.work / "parameters" / f"{self.task.name}.{row.graph}.{seed}.safetensors"
         path.parent.mkdir(exist_ok=True, parents=True)
         quantise.save(path, tensors, packed)
