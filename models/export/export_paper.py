@@ -31,7 +31,13 @@ from velora_export import check_against_eager, export_training_graph  # noqa: E4
 
 # Rows and steps of the batch that is traced, and of another one for the check.
 EXAMPLE, OTHER = (4, 16), (3, 9)
-TYPES = {torch.float32: "float32", torch.int64: "int64"}
+
+# The layers of a BERT block, and behind `query`, `key` and `value` what PyTorch's own encoder layer calls them.
+BERT_PARTS = (
+    "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+    "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
+)  # fmt: skip
+TORCH_PARTS = ("self_attn.out_proj", "norm1", "linear1", "linear2", "norm2")
 
 # The quantiles of NormalFloat4 (QLoRA, arXiv 2305.14314, appendix E).
 NF4 = np.array(
@@ -100,7 +106,7 @@ def dequantise(weight, shape, kind):
 def store_in_4_bits(proto, weights, kind):
     """Replace each of these inputs by its codes and scales; forward and backward read one dequantised weight."""
     graph = proto.graph
-    inputs, added = [], {}
+    inputs, made = [], {}
     for value in graph.input:
         if value.name not in weights:
             inputs.append(value)
@@ -108,17 +114,11 @@ def store_in_4_bits(proto, weights, kind):
         shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         new, nodes, constants = dequantise(value.name, shape, kind)
         inputs += new
-        added[value.name] = nodes
+        made[value.name] = nodes
         known = {constant.name for constant in graph.initializer}
         graph.initializer.extend(constant for constant in constants if constant.name not in known)
-    nodes = []
-    for node in graph.node:
-        for name in node.input:
-            nodes += added.pop(name, [])
-        nodes.append(node)
-    assert not added, f"read by no node: {', '.join(added)}"
     replace(graph.input, inputs)
-    replace(graph.node, nodes)
+    insert(graph, made)
 
 
 # ---- graphs
@@ -127,6 +127,17 @@ def replace(field, values):
     values = [type(value).FromString(value.SerializeToString()) for value in values]
     del field[:]
     field.extend(values)
+
+
+def insert(graph, made):
+    """Add the nodes that make each of these values, where it is read first."""
+    nodes = []
+    for node in graph.node:
+        for name in node.input:
+            nodes += made.pop(name, [])
+        nodes.append(node)
+    assert not made, f"read by no node: {', '.join(made)}"
+    replace(graph.node, nodes)
 
 
 def rename_inputs(proto, names):
@@ -142,9 +153,25 @@ def rename_inputs(proto, names):
             node.input[i] = new.get(name, name)
 
 
+def expand_constants(graph):
+    """Store a large constant of equal elements as one of them: the zeros that a gradient's rows are put into."""
+    made, kept = {}, []
+    for tensor in graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.size <= 4096 or (values != values.flat[0]).any():
+            kept.append(tensor)
+            continue
+        one, shape = f"{tensor.name}.element", f"{tensor.name}.shape"
+        kept += [numpy_helper.from_array(values.flat[0], one), numpy_helper.from_array(np.array(values.shape), shape)]
+        made[tensor.name] = [helper.make_node("Expand", [one, shape], [tensor.name])]
+    replace(graph.initializer, kept)
+    insert(graph, made)
+
+
 def slim(proto):
     """Drop what no tool needs: shapes that can be inferred, the exporter's notes, and names of nodes."""
     graph = proto.graph
+    expand_constants(graph)
     del graph.value_info[:]
     for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
@@ -200,7 +227,8 @@ def describe(case, model, proto, weights):
             block = KINDS[case.stored][2]
             codes, scales = f"{source}.codes", f"{source}.scales"
             entry["quantised"] = {
-                "base": source, "kind": case.stored, "block": block, "codes": codes, "scales": scales,
+                "base": paper_zoo.base_of(source), "kind": case.stored, "block": block,
+                "codes": codes, "scales": scales,
             }  # fmt: skip
         if not any(part in source.split(".") for part in (*paper_zoo.DOWN, *paper_zoo.UP, "gamma", "beta")):
             entry["base_name"] = paper_zoo.base_of(source)
@@ -263,13 +291,9 @@ def plain_embedding(tensors, sizes, ids, mask):
         )  # fmt: skip
         state = {}
         for part in ("weight", "bias"):
-            of = {name: tensors[f"encoder.layer.{i}.{name}.{part}"] for name in (
-                "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-                "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
-            )}  # fmt: skip
-            state[f"self_attn.in_proj_{part}"] = torch.cat(list(of.values())[:3])
-            places = ("self_attn.out_proj", "norm1", "linear1", "linear2", "norm2")
-            state |= {f"{place}.{part}": value for place, value in zip(places, list(of.values())[3:], strict=True)}
+            values = [tensors[f"encoder.layer.{i}.{name}.{part}"] for name in BERT_PARTS]
+            state[f"self_attn.in_proj_{part}"] = torch.cat(values[:3])
+            state |= {f"{name}.{part}": value for name, value in zip(TORCH_PARTS, values[3:], strict=True)}
         layer.load_state_dict(state)
         x = layer.train()(x, src_key_padding_mask=mask == 0)
     return (x * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
@@ -383,7 +407,7 @@ def main():
         except Exception as error:  # one failing model must not hide the others
             failed += 1
             print(f"{name}: FAILED {type(error).__name__}: {str(error)[:1500]}", file=sys.stderr)
-    files["manifest.json"] = (json.dumps(manifest, indent=1, sort_keys=False) + "\n").encode()
+    files["manifest.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
     if failed and opt.all:
         return 1
     os.makedirs(opt.out, exist_ok=True)

@@ -269,7 +269,7 @@ CASES = {
     "roberta_lora": classifier(bert_lora, ROBERTA, "roberta_full", rank=8, alpha=16),
     "llama_s_full": decoder(zoo.LlamaTiny, LLAMA_S, "llama_s_full"),
     "llama_s_lora": decoder(llama_lora, LLAMA_S, "llama_s_full", rank=8, alpha=16),
-    # alpha / rank as ReLoRA and GaLore have it: 32 / 128.
+    # A quarter is what ReLoRA's defaults make of alpha / rank, 32 / 128.
     "llama_s_relora": decoder(llama_relora, LLAMA_S, "llama_s_full", rank=64, alpha=16),
     "llama_s_int4": decoder(llama_lora, LLAMA_S, "llama_s_full", "int4", rank=8, alpha=16),
     "llama_s_nf4": decoder(llama_lora, LLAMA_S, "llama_s_full", "nf4", rank=8, alpha=16),
