@@ -54,12 +54,16 @@ def compare_outputs(names, got, eager, exact, *, factor=16):
 
 
 def check_against_eager(
-    proto, model, loss, batch, *, labels_name="y", logits=False, sgd=None, factor=16
+    proto, model, loss, batch, *, labels_name="y", logits=False, sgd=None, factor=16, names=None, stored=None
 ):
     """Run `proto` in ONNX Runtime on `batch` and compare each output with eager PyTorch.
 
     `compare_outputs` says what passes and what is returned. Momenta are random here: with the
     zeros that training starts from, a graph that ignored them would pass.
+
+    Args:
+        names: what the graph calls its batch inputs, where they were renamed.
+        stored: values of graph inputs that are no parameters of the model.
 
     Raises:
         AssertionError: an output is over its limit, or is missing.
@@ -70,7 +74,7 @@ def check_against_eager(
     inputs = batch_inputs(x)
     step = train_step(model, loss, logits, sgd)
     exact_step = train_step(copy.deepcopy(model).double(), loss, logits, sgd)
-    names = step.outputs
+    expected = step.outputs
     for i in range(len(step.params), len(step.names)):
         step.values[i] = torch.randn_like(step.values[i])
         exact_step.values[i] = step.values[i].double()
@@ -83,10 +87,10 @@ def check_against_eager(
     session = ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    given = zip([*step.names, *input_names(inputs), labels_name], (*step.values, *inputs, labels))
-    feed = {name: value.numpy() for name, value in given}
+    given = zip([*step.names, *(names or input_names(inputs)), labels_name], (*step.values, *inputs, labels))
+    feed = {name: value.numpy() for name, value in given} | (stored or {})
     wanted = {i.name for i in [*session.get_inputs(), *session.get_overridable_initializers()]}
     outputs = [o.name for o in session.get_outputs()]
-    assert outputs == names, f"outputs are {outputs}, expected {names}"
+    assert outputs == expected, f"outputs are {outputs}, expected {expected}"
     got = session.run(None, {name: value for name, value in feed.items() if name in wanted})
-    return compare_outputs(names, got, eager, exact, factor=factor)
+    return compare_outputs(expected, got, eager, exact, factor=factor)

@@ -242,19 +242,20 @@ class ViTBlock(nn.Module):
 
 
 class ViTTiny(nn.Module):
-    """8x8 grey digits cut into 16 patches of 2x2; the patch embedding is a Linear."""
+    """Grey images cut into 16 square patches, of 2x2 for 8x8 digits; the patch embedding is a Linear."""
 
-    def __init__(self, dim=64, heads=4, hidden=256, layers=2, classes=10, ssf=False):
+    def __init__(self, dim=64, heads=4, hidden=256, layers=2, classes=10, ssf=False, side=2):
         super().__init__()
-        self.patch = nn.Linear(4, dim)
+        self.side = side
+        self.patch = nn.Linear(side * side, dim)
         self.pos = nn.Parameter(torch.randn(1, 16, dim) * 0.02)
         self.blocks = nn.ModuleList([ViTBlock(dim, heads, hidden, ssf) for _ in range(layers)])
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
 
     def forward(self, x):
-        b = x.shape[0]
-        x = x.view(b, 4, 2, 4, 2).permute(0, 1, 3, 2, 4).reshape(b, 16, 4)
+        b, s = x.shape[0], self.side
+        x = x.view(b, 4, s, 4, s).permute(0, 1, 3, 2, 4).reshape(b, 16, s * s)
         x = self.patch(x) + self.pos
         for blk in self.blocks:
             x = blk(x)
@@ -268,12 +269,12 @@ def vit_ssf(**kw):
     return model
 
 
-def vit_hydra(**kw):
+def vit_hydra(rank=4, **kw):
     model = ViTTiny(**kw)
     freeze(model)
     for blk in model.blocks:
-        blk.proj = HydraLinear(blk.proj)
-        blk.fc2 = HydraLinear(blk.fc2)
+        blk.proj = HydraLinear(blk.proj, rank)
+        blk.fc2 = HydraLinear(blk.fc2, rank)
     for name, p in model.named_parameters():
         p.requires_grad_("par_" in name or "seq_" in name or name.startswith("head"))
     return model
