@@ -313,7 +313,7 @@ class Suite:
                     "twin": row.twin,
                     "frozen_like": row.frozen_like,
                     "frozen_row": row.frozen_row,
-                    "compressed": row.rewrite is not None,
+                    "compressed": row.rewrite is not None and "--exact" not in row.rewrite,
                     "paper": row.paper,
                     "rate": rates[row.name],
                     "scores": [self.score(runs[row.name, seed]) for seed in self.seeds],
