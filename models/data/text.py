@@ -30,7 +30,12 @@ HELD_OUT = 20  # every 20th sequence
 def unpack(packages, scratch):
     """Downloads Debian packages and unpacks them to a folder of `scratch`, which is returned."""
     run = lambda *command: subprocess.run(command, cwd=scratch, check=True, capture_output=True)  # noqa: E731
-    run("apt-get", "download", *packages)
+    try:
+        run("apt-get", "download", *packages)
+    except subprocess.CalledProcessError:
+        # A new machine has no lists of packages yet.
+        run("apt-get", "update", "-qq")
+        run("apt-get", "download", *packages)
     for package in pathlib.Path(scratch).glob("*.deb"):
         run("dpkg-deb", "-x", str(package), "unpacked")
     return pathlib.Path(scratch, "unpacked")
