@@ -25,9 +25,7 @@ def rows():
         *group("QLoRA", "llama_s_nf4", "v, down", VALUE_AND_DOWN, ("39.5", "4.88")),
         *group("QLoRA", "llama_s_nf4", "all", ()),
         *group("QLoRA", "llama_s_nf4", "planned", suite.PLANNED),
-        # As exported, the weights in 32 bits live from the forward to the backward half.
-        Row("QLoRA, cheap recomputation", "llama_s_nf4", "QLoRA", rewrite=("--exact", "--recompute", "cheap")),
-        *group("QLoRA", "llama_s_nf4", "all, cheap recomputation", ("--recompute", "cheap")),
+        Row("QLoRA, exact plan", "llama_s_nf4", "QLoRA", rewrite=suite.EXACT, same_as="QLoRA"),
         *group("LoRA", "llama_s_lora", "all", ()),
     ]
 

@@ -24,6 +24,7 @@ def rows(full, lora, rates):
         *group("full", full, "v, down", ("--select", "paper"), ("85.91", "2.23")),
         *group("full", full, "all", ()),
         *group("full", full, "planned", suite.PLANNED),
+        Row("full, exact plan", full, "full", rewrite=suite.EXACT, same_as="full"),
         *group("LoRA", lora, "adapters", ()),
         *group("LoRA", lora, "planned", suite.PLANNED),
     ]

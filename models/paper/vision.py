@@ -22,6 +22,7 @@ def rows():
         *group("full", "vit_full", "v, down", ("--select", "paper"), ("71.2", "4.02")),
         *group("full", "vit_full", "all", ()),
         *group("full", "vit_full", "planned", suite.PLANNED),
+        Row("full, exact plan", "vit_full", "full", rewrite=suite.EXACT, same_as="full"),
         Row("linear probe", "vit_probe", PROBE, paper=("59.1", "1.84")),
     ]
     for name, graph, plain, compressed in (
