@@ -21,7 +21,7 @@ REMARKS = []
 
 
 def compressed(name, rewrite, frozen=ALL_FROZEN, paper=()):
-    return Row(name, GRAPH, TWIN, rewrite=rewrite, twin=TWIN, frozen_row=frozen, paper=paper)
+    return Row(name, GRAPH, TWIN, rewrite=(*rewrite, *suite.ALL), twin=TWIN, frozen_row=frozen, paper=paper)
 
 
 def rows():

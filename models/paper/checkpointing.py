@@ -30,14 +30,14 @@ def rows(graph):
     }
     for name, options in exact.items():
         found.append(Row(name, graph, FULL, rewrite=("--exact", *options), paper=CHECKPOINTED if "every layer" in name else ()))
-    for layers, select in (("v, down", ("--select", "paper")), ("all", ())):
+    for layers, select in (("v, down", ("--select", "paper")), ("all", suite.ALL)):
         name = f"VeLoRA ({layers})"
         found += [
-            Row(name, graph, FULL, rewrite=select, twin=FULL, frozen_row=f"{layers} frozen", paper=COMPRESSED if select else ()),
+            Row(name, graph, FULL, rewrite=select, twin=FULL, frozen_row=f"{layers} frozen", paper=COMPRESSED if layers != "all" else ()),
             Row(f"{layers} frozen", graph, FULL, frozen_like=name),
         ]
     for name, options in exact.items():
-        found.append(Row(f"VeLoRA (all), {name}", graph, FULL, rewrite=options))
+        found.append(Row(f"VeLoRA (all), {name}", graph, FULL, rewrite=(*options, *suite.ALL)))
     return found
 
 

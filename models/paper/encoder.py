@@ -22,10 +22,10 @@ def rows(full, lora, rates):
         Row("GaLore", full, rates["galore"], optimizer=GALORE, paper=("85.89", "4.04")),
         Row("LoRA", lora, rates["lora"], paper=("85.61", "2.71")),
         *group("full", full, "v, down", ("--select", "paper"), ("85.91", "2.23")),
-        *group("full", full, "all", ()),
+        *group("full", full, "all", suite.ALL),
         *group("full", full, "planned", suite.PLANNED),
         Row("full, exact plan", full, "full", rewrite=suite.EXACT, same_as="full"),
-        *group("LoRA", lora, "adapters", ()),
+        *group("LoRA", lora, "adapters", suite.ALL),
         *group("LoRA", lora, "planned", suite.PLANNED),
     ]
 

@@ -24,7 +24,7 @@ def rows(full, lora, rank, paper):
         Row("LoRA", lora, RATES, paper=paper["lora"]),
         Row("FLORA", full, (1e-3, 3e-3, 1e-2), optimizer=("--optimizer", "flora", *projected), paper=paper["flora"]),
         *group("full", full, "v, down", ("--select", "paper"), paper["velora"]),
-        *group("full", full, "all", ()),
+        *group("full", full, "all", suite.ALL),
         *group("full", full, "planned", suite.PLANNED),
         Row("full, exact plan", full, "full", rewrite=suite.EXACT, same_as="full"),
     ]
