@@ -34,9 +34,9 @@ def build(opt):
     sets = suite.files(opt, "verses") | suite.files(opt, "minilm")
     dims = {"batch": 16}
     pretrained = Task(
-        "MiniLM-L6, fine-tuned", sets["verses_train"], sets["verses_test"], dims, 16, 8 if opt.quick else 100, "accuracy", sets["minilm"]
+        "MiniLM-L6, fine-tuned", sets["verses_train"], sets["verses_test"], dims, 16, 20 if opt.quick else 60, "accuracy", sets["minilm"]
     )
-    scratch = Task("RoBERTa-shaped, from scratch", sets["words_train"], sets["words_test"], dims, 16, 30 if opt.quick else 600, "accuracy")
+    scratch = Task("RoBERTa-shaped, from scratch", sets["words_train"], sets["words_test"], dims, 16, 30 if opt.quick else 200, "accuracy")
     high = {"full": (3e-4, 1e-3, 3e-3), "galore": (1e-3, 3e-3, 1e-2), "lora": (1e-3, 3e-3, 1e-2)}
     low = {"full": (5e-5, 1e-4, 3e-4), "galore": (1e-4, 3e-4, 1e-3), "lora": (1e-3, 3e-3, 1e-2)}
     results = [

@@ -222,11 +222,9 @@ class Suite:
                 raise
             result = json.loads(outcome.read_text())
             losses = [json.loads(line)["loss"] for line in log.read_text().splitlines() if '"loss"' in line and "eval" not in line]
-            tail = max(1, len(losses) // 10)
             return {
                 "eval": result["eval"],
-                "first_loss": losses[0],
-                "last_loss": float(np.mean(losses[-tail:])),
+                # Means over at most 40 parts of the training.
                 "losses": [float(np.mean(part)) for part in np.array_split(losses, min(40, len(losses)))],
             }
 
@@ -262,6 +260,13 @@ class Suite:
 
         return self.remembered(key, work)
 
+    def timed_steps(self, row):
+        """Some steps; of an optimiser that does something in every T-th step, T of them."""
+        options = row.optimizer
+        if "--update-period" in options and not self.opt.quick:
+            return int(options[options.index("--update-period") + 1])
+        return self.opt.timed_steps
+
     def times(self, rates):
         """By row, seconds per step in each round; all rows take turns, forwards and backwards."""
         names, rounds = list(self.rows), self.opt.rounds
@@ -272,7 +277,7 @@ class Suite:
             commands[name] = [
                 "run", self.graph_of[name], "--params", self.parameters_of[row.graph, 0], "--data", task.train,
                 "--batch", task.batch, *task.settings, *row.optimizer, "--lr", f"{rates[name]:g}",
-                "--steps", self.opt.timed_steps, "--json", "-",
+                "--steps", self.timed_steps(row), "--json", "-",
             ]  # fmt: skip
         key = {
             "times": {name: [self.digest(command[1]), *map(str, command[6:])] for name, command in commands.items()},
@@ -329,9 +334,7 @@ class Suite:
                     "rate": rates[row.name],
                     "scores": [self.score(runs[row.name, seed]) for seed in self.seeds],
                     "losses": [runs[row.name, seed].get("eval", {}).get("loss", float("nan")) for seed in self.seeds],
-                    "first_losses": [runs[row.name, seed].get("first_loss") for seed in self.seeds],
-                    "last_losses": [runs[row.name, seed].get("last_loss") for seed in self.seeds],
-                    "curve": runs[row.name, 0].get("losses", []),
+                    "curves": [runs[row.name, seed].get("losses", []) for seed in self.seeds],
                     "saved": measured[row.name]["saved"],
                     "memory": measured[row.name]["memory"],
                     "seconds": times[row.name],
@@ -359,7 +362,7 @@ class Suite:
         for row in self.rows.values():
             if isinstance(row.rates, str):
                 continue
-            rates = row.rates if not self.opt.quick else row.rates[len(row.rates) // 2 :][:1]
+            rates = row.rates if not self.opt.quick else row.rates[-1:]
             lone = len(rates) == 1
             tried[row.name] = {rate: None if lone else pool.submit(self.progress, row, rate, TUNING_SEED) for rate in rates}
 

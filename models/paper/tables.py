@@ -34,7 +34,7 @@ def gap(result, row):
     """How much of the held-out loss between frozen and fully trained layers a rewrite recovers, in percent.
 
     The numerators are of each seed, the denominator is the mean over seeds. None where nothing is compared; "noise" where
-    the gap itself is less than two standard errors from nothing.
+    the gap itself is less than two standard errors from nothing, "none" where frozen layers are better.
     """
     rows = named(result)
     twin, frozen = rows.get(row["twin"]), frozen_of(result, row)
@@ -45,6 +45,8 @@ def gap(result, row):
     error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
     if not math.isfinite(mean) or abs(mean) <= 2 * error:
         return "noise"
+    if mean < 0:
+        return "none"
     return [100 * (f - v) / mean for f, v in zip(frozen["losses"], row["losses"], strict=True)]
 
 
@@ -96,7 +98,7 @@ def lines(result, paper_columns=()):
             row["name"],
             spread(row["scores"], digits),
             "" if differences is None else spread(differences, digits),
-            {None: "", "noise": "gap within noise"}.get(recovered) if not isinstance(recovered, list) else spread(recovered, 0),
+            {None: "", "noise": "gap within noise", "none": "frozen is better"}.get(recovered) if not isinstance(recovered, list) else spread(recovered, 0),
             f"{row['saved'] / KIB:,.0f}",
             f"{row['saved'] / first['saved']:.2f}",
             f"{total(row) / KIB:,.0f}",
@@ -164,11 +166,13 @@ def check(results):
                 if row is not first and row["saved"] >= first["saved"]:
                     problems.append(f"{where}: nothing is saved")
                 continue
-            numbers = [*row["scores"], *row["losses"], *row["first_losses"], *row["last_losses"]]
+            curve = [statistics.mean(losses) for losses in zip(*row["curves"])]
+            numbers = [*row["scores"], *row["losses"], *curve]
             if not numbers or not all(isinstance(x, float) and math.isfinite(x) for x in numbers):
                 problems.append(f"{where}: not all runs have numbers: {numbers}")
                 continue
-            if statistics.mean(row["last_losses"]) >= statistics.mean(row["first_losses"]):
+            quarter = len(curve) // 4
+            if statistics.mean(curve[-quarter:]) >= statistics.mean(curve[:quarter]):
                 problems.append(f"{where}: the loss does not fall")
             twin = named(result).get(row["twin"])
             if row["compressed"] and twin and row["saved"] >= twin["saved"]:
