@@ -25,7 +25,7 @@ def compressed(name, rewrite, frozen=ALL_FROZEN, paper=()):
 
 
 def rows():
-    found = [Row(TWIN, GRAPH, (1e-3, 3e-3, 6e-3), paper=("38.1", "1.67 GB"))]
+    found = [Row(TWIN, GRAPH, (1e-3, 3e-3, 1e-2), paper=("38.1", "1.67 GB"))]
     found += [
         compressed(f"sub-token D/{groups}", ("--groups", str(groups)), paper=paper)
         for groups, paper in (

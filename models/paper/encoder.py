@@ -38,7 +38,7 @@ def build(opt):
     )
     scratch = Task("RoBERTa-shaped, from scratch", sets["words_train"], sets["words_test"], dims, 16, 30 if opt.quick else 200, "accuracy")
     high = {"full": (3e-4, 1e-3, 3e-3), "galore": (1e-3, 3e-3, 1e-2), "lora": (1e-3, 3e-3, 1e-2)}
-    low = {"full": (5e-5, 1e-4, 3e-4), "galore": (1e-4, 3e-4, 1e-3), "lora": (1e-3, 3e-3, 1e-2)}
+    low = {"full": (3e-5, 1e-4, 3e-4), "galore": (1e-4, 3e-4, 1e-3), "lora": (1e-3, 3e-3, 1e-2)}
     results = [
         suite.Suite(opt, "encoder", pretrained, rows("minilm_full", "minilm_lora", low)).execute(),
         suite.Suite(opt, "encoder", scratch, rows("roberta_full", "roberta_lora", high)).execute(),

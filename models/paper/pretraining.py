@@ -11,7 +11,7 @@ import tables
 from suite import Row, Task, group
 
 PAPER = ("C4 perplexity", "GB")
-RATES = (1e-3, 3e-3, 6e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 REMARKS = []
 
 
@@ -20,7 +20,7 @@ def rows(full, lora, rank, paper):
     projected = ("--rank", str(rank), "--update-period", "50", "--project", r"self_attn|mlp")
     return [
         Row("full", full, RATES, paper=paper["full"]),
-        Row("GaLore", full, (3e-3, 1e-2, 2e-2), optimizer=("--optimizer", "galore", *projected), paper=paper["galore"]),
+        Row("GaLore", full, (3e-3, 1e-2, 3e-2), optimizer=("--optimizer", "galore", *projected), paper=paper["galore"]),
         Row("LoRA", lora, RATES, paper=paper["lora"]),
         Row("FLORA", full, (1e-3, 3e-3, 1e-2), optimizer=("--optimizer", "flora", *projected), paper=paper["flora"]),
         *group("full", full, "v, down", ("--select", "paper"), paper["velora"]),

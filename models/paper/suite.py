@@ -30,6 +30,8 @@ ROOT = HERE.parents[1]
 REGIONS = ["parameters", "gradients", "optimizer", "constants", "inputs", "activations"]
 # The seed that learning rates are chosen with: none of those that a table shows.
 TUNING_SEED = 1000
+# No more learning rates than these are tried for a row.
+MOST_RATES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,24 +359,44 @@ class Suite:
         return outcome
 
     def choose_rates(self, pool):
-        """Of the rates that a row names, the one with the least held-out loss of a seed that is not shown."""
-        tried = {}
+        """Of the learning rates, the one with the least held-out loss of a seed that is not shown.
+
+        Where that is the first or the last of those tried, the next one is tried as well, a factor of about three on.
+        """
+        chosen = {}
         for row in self.rows.values():
-            if isinstance(row.rates, str):
-                continue
-            rates = row.rates if not self.opt.quick else row.rates[-1:]
-            lone = len(rates) == 1
-            tried[row.name] = {rate: None if lone else pool.submit(self.progress, row, rate, TUNING_SEED) for rate in rates}
-
-        def loss(run):
-            found = 0.0 if run is None else run.result().get("eval", {}).get("loss", float("inf"))
-            return found if np.isfinite(found) else float("inf")
-
-        chosen = {name: min(runs, key=lambda rate: loss(runs[rate])) for name, runs in tried.items()}
+            if not isinstance(row.rates, str):
+                chosen[row.name] = row.rates[-1] if self.opt.quick or len(row.rates) == 1 else None
+        open_rows = {name: sorted(self.rows[name].rates) for name, rate in chosen.items() if rate is None}
+        losses = {name: {} for name in open_rows}
+        while open_rows:
+            runs = {
+                (name, rate): pool.submit(self.progress, self.rows[name], rate, TUNING_SEED)
+                for name, rates in open_rows.items()
+                for rate in rates
+            }
+            for (name, rate), run in runs.items():
+                loss = run.result().get("eval", {}).get("loss", float("inf"))
+                losses[name][rate] = loss if np.isfinite(loss) else float("inf")
+            for name in list(open_rows):
+                tried = sorted(losses[name])
+                best = min(tried, key=losses[name].get)
+                beyond = {tried[0]: step(best, -1), tried[-1]: step(best, 1)}.get(best)
+                if beyond is None or len(tried) >= MOST_RATES:
+                    chosen[name] = best
+                    del open_rows[name]
+                else:
+                    open_rows[name] = [beyond]
         for row in self.rows.values():
             if isinstance(row.rates, str):
                 chosen[row.name] = chosen[row.rates]
         return chosen
+
+
+def step(rate, by):
+    """The neighbour of a rate among 1, 3, 10, 30 ... times a power of ten."""
+    halves = round(2 * np.log10(rate)) + by
+    return float(f"{(1 if halves % 2 == 0 else 3) * 10.0 ** (halves // 2):g}")
 
 
 def pretrained(opt, task, graph, rate, *, without=()):
