@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::lower::{LowerError, Request};
 use crate::plan::{Operand, Plan, PlanError, build};
 use crate::program::TensorId;
-use crate::training::{Gradients, Signature, Wired, wire};
+use crate::training::{Gradients, Keeps, Signature, Wired, wire};
 use std::path::Path;
 use velora_graph::analysis::partition::Partition;
 use velora_graph::ir::Model;
@@ -53,8 +53,8 @@ pub struct Common<'a> {
     pub folder: Option<&'a Path>,
     /// How gradients are kept.
     pub gradients: Gradients,
-    /// Tensors of optimiser state per parameter.
-    pub state: usize,
+    /// What is kept for the optimiser.
+    pub keeps: Keeps<'a>,
 }
 
 /// Makes a plan.
@@ -79,7 +79,7 @@ pub fn plan(
         &request,
         &bound.batch,
         common.gradients,
-        common.state,
+        common.keeps,
     )?;
     match purpose {
         Purpose::Train => wired.forget_measurements(),
