@@ -338,7 +338,11 @@ pub fn wire(
                 summed(&mut program, gradient, flag, &name)
             }
         };
-        let shape = &of_gradient.shape;
+        // A gradient may have its elements in another shape; what is compressed is the matrix.
+        let shape = match keeps.optimizer.and_then(|o| o.rank()) {
+            Some(_) => &ty.shape,
+            None => &of_gradient.shape,
+        };
         let wanted = keeps.project.is_none_or(|project| project(&name));
         let projected = wanted && keeps.optimizer.is_some_and(|o| o.projects(shape));
         let layout = keeps.optimizer.map(|o| o.layout(shape, projected));

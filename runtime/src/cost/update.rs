@@ -68,7 +68,7 @@ fn adam(factored: bool) -> Formula {
 /// that compress, the update is one in which no projection changes.
 pub fn update(trained: &TrainedOperands, optimizer: &Optimizer, storage: Storage) -> Cost {
     if optimizer.rank().is_some()
-        && let &[rows, columns] = &trained.gradient.ty.shape[..]
+        && let &[rows, columns] = &trained.parameter.ty.shape[..]
     {
         let sizes = [rows, columns].map(|size| size as u64);
         let compressed = trained.projected && optimizer.projects(&[rows, columns]);
@@ -82,7 +82,7 @@ pub fn update(trained: &TrainedOperands, optimizer: &Optimizer, storage: Storage
         }
     }
     let bytes = |operand: &Operand| storage.bytes(operand.ty.data_type, elements(&operand.ty));
-    let shape = &trained.gradient.ty.shape;
+    let shape = &trained.parameter.ty.shape;
     let state = optimizer.layout(shape, false).len() as u64 * bytes(&trained.gradient);
     let kept = bytes(&trained.parameter) + state;
     let factor = trained.factor.as_ref();

@@ -166,7 +166,7 @@ impl Executable for Prepared<'_> {
                 // Where there are fewer states, empty spans in their places.
                 let state = |number| trained.state.get(number).map_or(0..0, span);
                 let direction = trained.factor.as_ref().map(|factor| &factor.direction);
-                let shape = &trained.gradient.ty.shape;
+                let shape = &trained.parameter.ty.shape;
                 // As much of the scratch as this parameter uses: what is measured is what was touched.
                 let needs = size_of::<f32>() * optimizer.scratch(shape, trained.projected);
                 let scratch = plan.scratch.as_ref().filter(|_| needs > 0).map(|scratch| {

@@ -323,10 +323,12 @@ impl Checkpoint {
                 let problem = match state.iter().find(|(name, _)| name == kind) {
                     Some((_, found)) if found.shape == *shape => continue,
                     Some((_, found)) => {
-                        format!(
-                            "it has shape {:?}, but the optimiser {shape:?}",
-                            found.shape
-                        )
+                        let other = match self.settings.optimizer.and_then(|o| o.rank()) {
+                            Some(_) => ", as with another --project",
+                            None => "",
+                        };
+                        let found = &found.shape;
+                        format!("it has shape {found:?}, but the optimiser {shape:?}{other}")
                     }
                     // Of the optimisers whose parameters differ in what they have.
                     None => "it is missing: --project selected other parameters".to_owned(),

@@ -383,7 +383,7 @@ fn check_projected(
     }
     let trained = common.signature.trained.iter().zip(&plan.trained);
     let matrices = trained
-        .filter(|(_, trained)| optimizer.projects(&trained.gradient.ty.shape))
+        .filter(|(_, trained)| optimizer.projects(&trained.parameter.ty.shape))
         .map(|(parameter, _)| names[parameter.input].clone());
     Err(StartError::Projects {
         rank,

@@ -1,7 +1,8 @@
 //! A training run: batches in, steps of the optimiser, evaluation, checkpoints.
 //!
 //! Whatever convention a graph follows ([`crate::training`]), it is driven the same way. Nothing is
-//! allocated in [`Session::step`].
+//! allocated in [`Session::step`], but where an optimiser looks for singular vectors
+//! ([`Optimizer::update_shaped`]).
 
 use super::bind::Bound;
 use super::checkpoint::{self, Checkpoint, CheckpointError, Expected, Progress};
