@@ -3,6 +3,8 @@
 
 mod counting;
 
+use std::sync::Mutex;
+
 use counting::{allocations, both_steal, watch_pool};
 use velora_graph::shapes::DataType;
 use velora_runtime::data::Dataset;
@@ -13,8 +15,12 @@ use velora_runtime::session::gradient::{
 use velora_runtime::session::optimizer::{Factor, Optimizer, Parameter, Step};
 use velora_runtime::tensor::Tensor;
 
+/// All tests of the program count on one counter.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 #[test]
 fn a_step_allocates_nothing() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
     const N: usize = 100_000;
     let dataset = Dataset {
         file: "d.npz".into(),
@@ -103,6 +109,7 @@ fn a_step_allocates_nothing() {
 /// vectors, and for nothing else.
 #[test]
 fn compressing_updates_allocate_for_singular_vectors_only() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
     let galore = Optimizer::GaLore {
         rank: 16,
         update_period: 50,
