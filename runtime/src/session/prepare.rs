@@ -1,6 +1,7 @@
 //! The plans of a training run, and how their operands are found again.
 
 use super::bind::Bound;
+use super::start::StartError;
 use crate::backend::Backend;
 use crate::lower::{LowerError, Request};
 use crate::plan::{Operand, Plan, PlanError, build};
@@ -114,6 +115,37 @@ fn ports(wired: &Wired, plan: &Plan, bound: &Bound, purpose: Purpose) -> Ports {
             _ => Vec::new(),
         },
     }
+}
+
+/// Whether an optimiser that compresses gradients has one to compress; a note where it has none.
+///
+/// # Errors
+/// [`StartError::Projects`] where none of those that it is to compress can be.
+pub(super) fn check_projected(
+    common: &Common<'_>,
+    plan: &Plan,
+    names: &[String],
+) -> Result<Option<String>, StartError> {
+    let Some((optimizer, rank)) = common.keeps.optimizer.and_then(|o| Some((o, o.rank()?))) else {
+        return Ok(None);
+    };
+    if plan.trained.iter().any(|trained| trained.projected) {
+        return Ok(None);
+    }
+    if common.keeps.project.is_none() {
+        return Ok(Some(format!(
+            "no trained matrix has both sides above the rank, {rank}: {} compresses nothing",
+            optimizer.name()
+        )));
+    }
+    let trained = common.signature.trained.iter().zip(&plan.trained);
+    let matrices = trained
+        .filter(|(_, trained)| optimizer.projects(&trained.parameter.ty.shape))
+        .map(|(parameter, _)| names[parameter.input].clone());
+    Err(StartError::Projects {
+        rank,
+        matrices: matrices.collect(),
+    })
 }
 
 /// Why a run could not be prepared.

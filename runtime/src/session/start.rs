@@ -4,7 +4,7 @@ use super::bind::{BindError, Bound, bind, samples};
 use super::directions::Unfilled;
 use super::init::{InitError, Scheme, distribution, draw};
 use super::optimizer::OptimizerError;
-use super::prepare::{Common, Ports, PrepareError, Purpose, plan};
+use super::prepare::{Common, Ports, PrepareError, Purpose, check_projected, plan};
 use super::trainer::{Session, Settings, kept};
 use crate::backend::{Backend, Fault};
 use crate::data::batches::{self, Batches, Input, Last};
@@ -360,34 +360,6 @@ pub fn start<'b>(
         is_text,
         bound,
         notes,
-    })
-}
-
-/// Whether an optimiser that compresses gradients has one to compress; a note where it has none.
-fn check_projected(
-    common: &Common<'_>,
-    plan: &Plan,
-    names: &[String],
-) -> Result<Option<String>, StartError> {
-    let Some((optimizer, rank)) = common.keeps.optimizer.and_then(|o| Some((o, o.rank()?))) else {
-        return Ok(None);
-    };
-    if plan.trained.iter().any(|trained| trained.projected) {
-        return Ok(None);
-    }
-    if common.keeps.project.is_none() {
-        return Ok(Some(format!(
-            "no trained matrix has both sides above the rank, {rank}: {} compresses nothing",
-            optimizer.name()
-        )));
-    }
-    let trained = common.signature.trained.iter().zip(&plan.trained);
-    let matrices = trained
-        .filter(|(_, trained)| optimizer.projects(&trained.parameter.ty.shape))
-        .map(|(parameter, _)| names[parameter.input].clone());
-    Err(StartError::Projects {
-        rank,
-        matrices: matrices.collect(),
     })
 }
 
