@@ -4,13 +4,36 @@ use crate::cli::{Device, RunArguments};
 use anyhow::{Context, Result, bail};
 use velora_runtime::backend::Backend;
 use velora_runtime::cpu::Cpu;
+use velora_runtime::session::optimizer::Optimizer;
 
-/// Opens the device that a run asks for. Where any will do and there is no GPU, says that it is the CPU.
+/// Whether an optimiser can run where it is asked to; what only the CPU has is refused before any work.
+///
+/// # Errors
+/// Where the optimiser has no kernels on the device.
+pub fn check(arguments: &RunArguments, optimizer: &Optimizer) -> Result<()> {
+    if arguments.device == Device::Cuda && optimizer.rank().is_some() {
+        let name = optimizer.name();
+        bail!("--optimizer {name} runs on the CPU only; use --device cpu, or another --optimizer");
+    }
+    Ok(())
+}
+
+/// Opens the device that a run asks for. Where any will do and there is no GPU, or the optimiser runs on the
+/// CPU only, says that it is the CPU.
 ///
 /// # Errors
 /// Where the device is not there.
-pub fn open(arguments: &RunArguments) -> Result<Box<dyn Backend>> {
+pub fn open(arguments: &RunArguments, optimizer: &Optimizer) -> Result<Box<dyn Backend>> {
     match arguments.device {
+        Device::Auto if optimizer.rank().is_some() => {
+            if !arguments.source.quiet {
+                eprintln!(
+                    "velora-opt: --optimizer {}: running on the CPU",
+                    optimizer.name()
+                );
+            }
+            cpu(arguments)
+        }
         Device::Cpu => cpu(arguments),
         Device::Cuda => match cuda(arguments) {
             Ok(device) => Ok(device),

@@ -12,6 +12,12 @@ pub trait Backend: Sync {
     /// The device in words, for reports.
     fn name(&self) -> String;
 
+    /// Whether its updates can be those of optimisers that compress gradients
+    /// ([`Optimizer::update_shaped`]).
+    fn compresses_gradients(&self) -> bool {
+        false
+    }
+
     /// Does some work on a thread of the device's own, where executions start without a hand-over.
     fn enter(&self, work: &mut (dyn FnMut() + Send));
 
@@ -66,7 +72,7 @@ pub trait Executable: Send {
     /// The root of the sum of the squares of all gradients.
     fn gradient_norm(&mut self) -> Result<f64, Fault>;
 
-    /// Updates all trained parameters from their gradients.
+    /// Updates all trained parameters from their gradients, which may be overwritten.
     ///
     /// # Errors
     /// [`Fault`] where the plan was made for another optimiser.

@@ -81,6 +81,8 @@ pub struct Program {
     pub carried: Vec<TensorId>,
     /// The flag (`bool[1]`) that starts the sums of gradients anew, where there are any.
     pub reset: Option<TensorId>,
+    /// What the optimiser's updates need beside what stays; all parameters share it.
+    pub scratch: Option<TensorId>,
 }
 
 /// A trained parameter.
@@ -90,8 +92,12 @@ pub struct Trained {
     pub parameter: TensorId,
     /// Its gradient, or P of a factored one.
     pub gradient: TensorId,
-    /// What the optimiser keeps for it, of the gradient's shape.
+    /// What the optimiser keeps for it: [`Optimizer::layout`].
+    ///
+    /// [`Optimizer::layout`]: crate::session::optimizer::Optimizer::layout
     pub state: Vec<TensorId>,
+    /// Whether the optimiser is to compress its gradient, where it does so.
+    pub projected: bool,
     /// What makes the gradient of P.
     pub factor: Option<Factor<TensorId>>,
 }

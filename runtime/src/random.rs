@@ -84,15 +84,17 @@ pub fn below(seed: u64, stream: u64, index: u64, bound: u64) -> u64 {
 /// occur is 2⁻⁵³ and no number is farther out than 8.6. Sine, cosine and logarithm are those of the
 /// platform: between platforms the last bit of the double may differ.
 pub fn normal(seed: u64, stream: u64, index: u64) -> f64 {
-    let words = block(seed, stream, index / 2);
+    normal_pair(seed, stream, index / 2)[(index % 2) as usize]
+}
+
+/// Numbers 2 · `pair` and 2 · `pair` + 1 of [`normal`], which come together.
+pub fn normal_pair(seed: u64, stream: u64, pair: u64) -> [f64; 2] {
+    let words = block(seed, stream, pair);
     let unit = |upper| (wide(words, upper) >> 11) as f64 * (1.0 / (1u64 << 53) as f64);
     // In (0, 1], where the logarithm is finite.
     let radius = (-2.0 * (1.0 - unit(false)).ln()).sqrt();
     let angle = TAU * unit(true);
-    match index % 2 {
-        0 => radius * angle.cos(),
-        _ => radius * angle.sin(),
-    }
+    [radius * angle.cos(), radius * angle.sin()]
 }
 
 /// The lower or the upper two words of a block.

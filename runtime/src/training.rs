@@ -12,6 +12,7 @@ use crate::ops::elementwise;
 use crate::plan::Region;
 use crate::program::{Factor, Operation, Program, Source, TensorId, Trained};
 use crate::session::directions::MEASURE;
+use crate::session::optimizer::{Optimizer, State};
 use crate::tensor::TensorType;
 use std::collections::BTreeSet;
 use velora_graph::analysis::roles::Roles;
@@ -176,6 +177,16 @@ pub enum Gradients {
     Summed,
 }
 
+/// What a program has places for beside parameters and gradients.
+#[derive(Clone, Copy, Default)]
+pub struct Keeps<'a> {
+    /// The optimiser; without one nothing is kept.
+    pub optimizer: Option<Optimizer>,
+    /// By name, whether a parameter's gradient is to be compressed, where the optimiser does so; without it
+    /// all of them are.
+    pub project: Option<&'a dyn Fn(&str) -> bool>,
+}
+
 /// A program that trains, and what a session must know of it.
 #[derive(Clone, Debug)]
 pub struct Wired {
@@ -229,8 +240,7 @@ impl Wired {
 /// Lowers a training graph.
 ///
 /// `batch` are the positions of the inputs that come with every step; the rest of
-/// [`Signature::others`] stays. `state` says how many tensors of a parameter's type the optimiser keeps
-/// for it.
+/// [`Signature::others`] stays. `keeps` says what the optimiser keeps for parameters.
 ///
 /// # Errors
 /// [`LowerError`] where the graph cannot be executed.
@@ -240,7 +250,7 @@ pub fn wire(
     request: &Request<'_>,
     batch: &BTreeSet<usize>,
     gradients: Gradients,
-    state: usize,
+    keeps: Keeps<'_>,
 ) -> Result<Wired, LowerError> {
     let mut program = lower(model, request)?;
     let graph = &model.graph;
@@ -263,6 +273,7 @@ pub fn wire(
         program.input_regions[input] = Region::Parameters;
         write_back(&mut program, graph, (input, output), &outputs)?;
     }
+    let mut scratch = 0;
     for parameter in &signature.trained {
         program.input_regions[parameter.input] = Region::Parameters;
         let name = graph.value(graph.inputs()[parameter.input]).name.clone();
@@ -327,18 +338,35 @@ pub fn wire(
                 summed(&mut program, gradient, flag, &name)
             }
         };
-        let state = (0..state)
-            .map(|number| {
+        // A gradient may have its elements in another shape; what is compressed is the matrix.
+        let shape = match keeps.optimizer.and_then(|o| o.rank()) {
+            Some(_) => &ty.shape,
+            None => &of_gradient.shape,
+        };
+        let wanted = keeps.project.is_none_or(|project| project(&name));
+        let projected = wanted && keeps.optimizer.is_some_and(|o| o.projects(shape));
+        let layout = keeps.optimizer.map(|o| o.layout(shape, projected));
+        let state = (layout.into_iter().flatten().enumerate())
+            .map(|(number, State { shape, .. })| {
                 let name = format!("{name}/state{number}");
-                (program).add(name, of_gradient.clone(), Source::Kept(Region::Optimizer))
+                let ty = TensorType::new(DataType::FLOAT, shape);
+                program.add(name, ty, Source::Kept(Region::Optimizer))
             })
             .collect();
+        let needs = keeps.optimizer.map_or(0, |o| o.scratch(shape, projected));
+        scratch = scratch.max(needs);
         program.trained.push(Trained {
             parameter: weight,
             gradient,
             state,
+            projected,
             factor,
         });
+    }
+    if scratch > 0 {
+        let ty = TensorType::new(DataType::FLOAT, [scratch]);
+        let source = Source::Kept(Region::Optimizer);
+        program.scratch = Some(program.add("optimizer/scratch", ty, source));
     }
     carry(&mut program, graph, signature, &outputs)?;
     program.drop_dead();

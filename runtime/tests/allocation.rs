@@ -3,6 +3,8 @@
 
 mod counting;
 
+use std::sync::Mutex;
+
 use counting::{allocations, both_steal, watch_pool};
 use velora_graph::shapes::DataType;
 use velora_runtime::data::Dataset;
@@ -10,11 +12,15 @@ use velora_runtime::data::batches::{Batches, Input, Last, Settings};
 use velora_runtime::session::gradient::{
     clip_coefficient, factored_sum_of_squares, global_norm, sum_of_squares,
 };
-use velora_runtime::session::optimizer::{Factor, Optimizer, Step};
+use velora_runtime::session::optimizer::{Factor, Optimizer, Parameter, Step};
 use velora_runtime::tensor::Tensor;
+
+/// All tests of the program count on one counter.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 #[test]
 fn a_step_allocates_nothing() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
     const N: usize = 100_000;
     let dataset = Dataset {
         file: "d.npz".into(),
@@ -97,4 +103,83 @@ fn a_step_allocates_nothing() {
     let before = allocations();
     pool.install(|| drop(std::hint::black_box(vec![0u8; 100])));
     assert!(allocations() > before);
+}
+
+/// FLORA draws its projections into the plan's memory, also where they change; GaLore takes memory for singular
+/// vectors, and for nothing else.
+#[test]
+fn compressing_updates_allocate_for_singular_vectors_only() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
+    let galore = Optimizer::GaLore {
+        rank: 16,
+        update_period: 50,
+        scale: 0.25,
+        betas: [0.9, 0.999],
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+    };
+    let flora = Optimizer::Flora {
+        rank: 16,
+        update_period: 3,
+        beta: 0.9,
+        weight_decay: 0.1,
+        seed: 1,
+    };
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(2)
+        .build()
+        .unwrap();
+    for optimizer in [galore, flora] {
+        for shape in [&[150, 250][..], &[250, 150], &[40_000]] {
+            for projected in [true, false] {
+                let parameter = Parameter {
+                    name: "w",
+                    shape,
+                    projected,
+                };
+                let count = shape.iter().product();
+                let mut weight = vec![1f32; count];
+                let mut gradient = vec![0f32; count];
+                let layout = optimizer.layout(shape, projected);
+                let mut state: Vec<Vec<f32>> = (layout.iter())
+                    .map(|state| vec![0.0; state.shape.iter().product()])
+                    .collect();
+                let mut state: Vec<&mut [f32]> = state.iter_mut().map(|s| &mut s[..]).collect();
+                let mut scratch = vec![0f32; optimizer.scratch(shape, projected)];
+                let mut train = |steps: std::ops::RangeInclusive<u64>| {
+                    for number in steps {
+                        for (place, g) in gradient.iter_mut().enumerate() {
+                            *g = (place % 7) as f32 - 3.0;
+                        }
+                        let step = Step {
+                            number,
+                            learning_rate: 1e-3,
+                            gradient_scale: 1.0,
+                        };
+                        optimizer
+                            .update_shaped(
+                                &step,
+                                &parameter,
+                                &mut weight,
+                                &mut gradient,
+                                &mut state,
+                                &mut scratch,
+                            )
+                            .unwrap();
+                    }
+                };
+                pool.install(|| {
+                    watch_pool();
+                    both_steal();
+                    train(1..=2);
+                    let before = allocations();
+                    train(3..=50);
+                    assert_eq!(allocations() - before, 0, "{optimizer:?} {shape:?}");
+                    train(51..=51);
+                    let vectors = optimizer == galore && projected && shape.len() == 2;
+                    assert_eq!(allocations() > before, vectors, "{optimizer:?} {shape:?}");
+                });
+            }
+        }
+    }
 }

@@ -11,7 +11,7 @@ use velora_runtime::data::batches::{Last, Position};
 use velora_runtime::data::safetensors;
 use velora_runtime::random;
 use velora_runtime::session::checkpoint::{self, Checkpoint, Expected, Progress, Settings};
-use velora_runtime::session::optimizer::Optimizer;
+use velora_runtime::session::optimizer::{Optimizer, State};
 use velora_runtime::session::schedule::{Decay, Schedule};
 use velora_runtime::tensor::Tensor;
 
@@ -84,29 +84,37 @@ fn write(path: &Path, step: u64, size: usize) {
     .unwrap();
 }
 
-const MODEL: [Expected<'static>; 2] = [
-    Expected {
-        name: "fc.weight",
-        data_type: DataType::FLOAT,
-        shape: &[2, 3],
-        trained: true,
-        state: &[2, 3],
-    },
-    Expected {
-        name: "steps.seen",
-        data_type: DataType::INT64,
-        shape: &[],
-        trained: false,
-        state: &[],
-    },
-];
+/// What AdamW keeps for a gradient of that shape.
+fn layout(shape: &[usize]) -> Vec<State> {
+    settings().optimizer.unwrap().layout(shape, true)
+}
+
+fn model(state: &[State]) -> [Expected<'_>; 2] {
+    [
+        Expected {
+            name: "fc.weight",
+            data_type: DataType::FLOAT,
+            shape: &[2, 3],
+            trained: true,
+            state,
+        },
+        Expected {
+            name: "steps.seen",
+            data_type: DataType::INT64,
+            shape: &[],
+            trained: false,
+            state: &[],
+        },
+    ]
+}
 
 fn assert_whole(checkpoint: &Checkpoint, size: usize) {
     let (parameters, state) = tensors(checkpoint.progress.step, size);
     for (name, tensor) in parameters {
         assert_eq!(checkpoint.parameters[name], tensor);
     }
-    let states: Vec<Tensor> = state.into_iter().map(|(_, _, tensor)| tensor).collect();
+    let states = state.into_iter().map(|(_, kind, tensor)| (kind, tensor));
+    let states: Vec<(&str, Tensor)> = states.collect();
     assert_eq!(checkpoint.state["fc.weight"], states);
     assert_eq!(checkpoint.settings, settings());
     assert_eq!(checkpoint.progress, progress(checkpoint.progress.step));
@@ -121,7 +129,7 @@ fn what_is_written_is_read() {
     let old = checkpoint::read(&path).unwrap();
     assert_eq!(old.progress.step, 5);
     assert_whole(&old, 6);
-    old.check(&settings(), &MODEL).unwrap();
+    old.check(&settings(), &model(&layout(&[2, 3]))).unwrap();
     write(&path, 6, 6);
     assert_whole(&checkpoint::read(&path).unwrap(), 6);
     // The mapping of the replaced file is still whole.
@@ -146,7 +154,11 @@ fn another_model_or_other_settings() {
     let refused = |change: fn(&mut Settings)| {
         let mut settings = settings();
         change(&mut settings);
-        name(checkpoint.check(&settings, &MODEL).unwrap_err())
+        name(
+            checkpoint
+                .check(&settings, &model(&layout(&[2, 3])))
+                .unwrap_err(),
+        )
     };
     assert_eq!(
         refused(|s| s.seed = 1),
@@ -163,7 +175,8 @@ fn another_model_or_other_settings() {
     assert!(refused(|s| s.clip = Some(2.0)).contains("clipping at norm 1.0"));
 
     let refused = |model: &[Expected<'_>]| name(checkpoint.check(&settings(), model).unwrap_err());
-    let [weight, steps] = MODEL;
+    let whole = layout(&[2, 3]);
+    let [weight, steps] = model(&whole);
     assert_eq!(
         refused(&[
             Expected {
@@ -183,17 +196,18 @@ fn another_model_or_other_settings() {
     assert!(refused(&[weight, steps, more]).contains("parameter.fc.bias: it is missing"));
     let trained = Expected {
         trained: true,
+        state: &layout(&[]),
         ..steps
     };
     assert!(refused(&[weight, trained]).contains("exp_avg_sq.steps.seen: it is missing"));
     // Of a factored gradient, it would be smaller.
     let factored = Expected {
-        state: &[1, 3],
+        state: &layout(&[1, 3]),
         ..weight
     };
     assert!(
         refused(&[factored, steps])
-            .contains("optimizer.exp_avg.fc.weight: it has shape [2, 3], but the gradient [1, 3]")
+            .contains("optimizer.exp_avg.fc.weight: it has shape [2, 3], but the optimiser [1, 3]")
     );
     let frozen = Expected {
         trained: false,

@@ -250,6 +250,7 @@ fn trained(factored: bool) -> TrainedOperands {
         parameter: operand(0, &[12, 5]),
         gradient: operand(1, &gradient),
         state: vec![operand(2, &gradient), operand(3, &gradient)],
+        projected: true,
         factor: factored.then(|| Factor {
             direction: operand(4, &[4]),
             groups: 3,
@@ -284,6 +285,62 @@ fn an_update_at_full_size_moves_seven_tensors() {
     assert_eq!(update(&trained(false), &plain, Storage::Declared), expected);
     let norm = gradient_norm(&trained(false), Storage::Declared);
     assert_eq!((norm.read, norm.written, norm.flops), (240, 0, 120));
+}
+
+/// Of 12 by 5, rank 2: P of 10 elements, and compressed tensors of 24.
+#[test]
+fn compressed_updates_move_what_their_passes_touch() {
+    let galore = Optimizer::GaLore {
+        rank: 2,
+        update_period: 10,
+        scale: 0.25,
+        betas: [0.9, 0.999],
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+    };
+    let expected = Cost {
+        // The gradient and P; three compressed ones; weight, P and what Adam made.
+        read: 4 * ((60 + 10) + 3 * 24 + (60 + 10 + 24)),
+        written: 4 * (24 + 3 * 24 + 60),
+        // Two products of 2 · 60 multiplications.
+        flops: (2 * 2 * 60 + 24) + 11 * 24 + (2 * 2 * 60 + 3 * 60),
+    };
+    assert_eq!(
+        update(&trained(false), &galore, Storage::Declared),
+        expected
+    );
+    let flora = |rank| Optimizer::Flora {
+        rank,
+        update_period: 10,
+        beta: 0.9,
+        weight_decay: 0.1,
+        seed: 0,
+    };
+    let sides = 12 + 5;
+    let expected = Cost {
+        // The gradient four times, weight, update twice and once more added to; means of both sides twice; the
+        // projection twice, and three compressed ones.
+        read: 4 * ((2 * 60 + sides) + (60 + sides) + 3 * 60 + (2 * 60 + 2 * 10 + 3 * 24)),
+        written: 4 * (sides + 60 + 60 + (60 + 10 + 2 * 24)),
+        flops: (4 * 60 + 5 * sides) + (3 * 60 + 4 * 12) + 5 * 60 + (4 * 2 * 60 + 3 * 60 + 3 * 24),
+    };
+    assert_eq!(
+        update(&trained(false), &flora(2), Storage::Declared),
+        expected
+    );
+    // A side of the rank is not compressed.
+    let plain = update(&trained(false), &flora(5), Storage::Declared);
+    assert_eq!(plain.flops, expected.flops - (4 * 2 * 60 + 3 * 24));
+    let adamw = update(&trained(false), &ADAMW, Storage::Declared);
+    let plain = Optimizer::GaLore {
+        rank: 5,
+        update_period: 10,
+        scale: 0.25,
+        betas: [0.9, 0.999],
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+    };
+    assert_eq!(update(&trained(false), &plain, Storage::Declared), adamw);
 }
 
 #[test]

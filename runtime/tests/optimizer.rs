@@ -129,6 +129,8 @@ fn reference(optimizer: &Optimizer, w: &mut f64, g: f64, state: &mut [f64; 2], t
             let corrected = [0, 1].map(|i| state[i] / (1.0 - betas[i].powi(t as i32)));
             *w -= rate * corrected[0] / (corrected[1].sqrt() + epsilon);
         }
+        // `compressing_optimizer` has theirs.
+        Optimizer::GaLore { .. } | Optimizer::Flora { .. } => panic!("{optimizer:?}"),
     }
 }
 

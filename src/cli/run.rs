@@ -2,6 +2,7 @@
 
 use super::{SourceArguments, finite, is_stream};
 use clap::{Args, ValueEnum};
+use regex::Regex;
 use std::path::PathBuf;
 
 /// Arguments of `run`.
@@ -53,13 +54,27 @@ pub struct RunArguments {
     #[arg(long, value_name = "X", default_value_t = 0.9, value_parser = amount,
           help_heading = "Training")]
     pub momentum: f64,
-    /// Decay of the running means of adam and adamw
+    /// Decay of the running means of adam, adamw and galore; of flora the first counts
     #[arg(long, value_name = "X,X", default_value = "0.9,0.999", value_parser = betas,
           help_heading = "Training")]
     pub betas: [f64; 2],
     /// Weight decay [default: 0.01 for adamw, otherwise 0]
     #[arg(long, value_name = "X", value_parser = amount, help_heading = "Training")]
     pub weight_decay: Option<f64>,
+    /// What is left of the smaller side of a matrix's gradient; needed for galore and flora
+    #[arg(long, value_name = "R", help_heading = "Training",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub rank: Option<u64>,
+    /// Steps between two projections of galore and flora [default: 200 for galore, 1000 for flora]
+    #[arg(long, value_name = "T", help_heading = "Training",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub update_period: Option<u64>,
+    /// What galore's updates of projected matrices are multiplied with [default: 0.25]
+    #[arg(long, value_name = "X", value_parser = above_zero, help_heading = "Training")]
+    pub projection_scale: Option<f64>,
+    /// Parameters that galore and flora project, by name [default: each matrix with both sides above R]
+    #[arg(long, value_name = "REGEX", help_heading = "Training")]
+    pub project: Option<Regex>,
     /// Batches whose gradients are averaged for one step
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Training",
           value_parser = clap::value_parser!(u64).range(1..))]
@@ -143,6 +158,10 @@ pub enum OptimizerKind {
     Adam,
     /// Adam with decoupled weight decay
     Adamw,
+    /// GaLore: adamw in the space of each matrix gradient's first singular vectors; CPU only
+    Galore,
+    /// FLORA: Adafactor, its first moment compressed by random projections; CPU only
+    Flora,
 }
 
 /// Learning rates after the warm-up.

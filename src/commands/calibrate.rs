@@ -63,6 +63,7 @@ pub fn run(arguments: &CalibrateArguments) -> Result<()> {
             model: String::new(),
         },
         folder: arguments.source.model.parent(),
+        project: None,
         unfilled: &unfilled,
     };
     let mut started =

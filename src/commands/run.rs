@@ -37,6 +37,9 @@ use velora_runtime::session::trainer::{Report, Settings};
 /// is no number, or where a result cannot be written.
 pub fn run(arguments: &RunArguments) -> Result<()> {
     check_outputs(arguments)?;
+    let optimizer = optimizer(arguments)?;
+    optimizer.check()?;
+    device::check(arguments, &optimizer)?;
     let mut loaded = Loaded::read_whole(&arguments.source.model, &arguments.source)?;
     loaded.check_spared(
         arguments
@@ -73,9 +76,9 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         .as_deref()
         .map(checkpoint::read)
         .transpose()?;
-    let optimizer = optimizer(arguments);
-    optimizer.check()?;
-    let device = device::open(arguments)?;
+    let device = device::open(arguments, &optimizer)?;
+    let project = arguments.project.as_ref();
+    let project = project.map(|pattern| move |name: &str| pattern.is_match(name));
     let settings = Settings {
         optimizer: Some(optimizer),
         schedule: Schedule::constant(arguments.lr),
@@ -99,6 +102,7 @@ pub fn run(arguments: &RunArguments) -> Result<()> {
         init: arguments.parameters.init_params.map(Into::into),
         settings,
         folder: arguments.source.model.parent(),
+        project: project.as_ref().map(|p| p as &dyn Fn(&str) -> bool),
         unfilled: &unfilled,
     };
     let mut started = start(&loaded.model, &roles, &partition, options, &*device)
@@ -280,10 +284,43 @@ fn evaluate(started: &mut Started<'_>) -> Result<Option<Scored>> {
     }))
 }
 
-fn optimizer(arguments: &RunArguments) -> Optimizer {
+/// The optimiser that is asked for.
+///
+/// # Errors
+/// Where an option of those that compress gradients is given for another, or the rank is missing.
+fn optimizer(arguments: &RunArguments) -> Result<Optimizer> {
     let decay = arguments.weight_decay;
     let betas = arguments.betas;
-    match arguments.optimizer {
+    let kind = arguments.optimizer;
+    let compresses = matches!(kind, OptimizerKind::Galore | OptimizerKind::Flora);
+    let given = [
+        ("--rank", arguments.rank.is_some(), compresses),
+        (
+            "--update-period",
+            arguments.update_period.is_some(),
+            compresses,
+        ),
+        (
+            "--projection-scale",
+            arguments.projection_scale.is_some(),
+            kind == OptimizerKind::Galore,
+        ),
+        ("--project", arguments.project.is_some(), compresses),
+    ];
+    if let Some((option, ..)) = given.into_iter().find(|&(_, given, takes)| given && !takes) {
+        let takers = match option {
+            "--projection-scale" => "galore",
+            _ => "galore and flora",
+        };
+        bail!("{option} is an option of {takers}; leave it out, or give --optimizer");
+    }
+    let rank = match (arguments.rank, compresses) {
+        (None, true) => bail!(
+            "galore and flora need --rank R: what is left of the smaller side of a matrix's gradient"
+        ),
+        (rank, _) => rank.unwrap_or(0),
+    };
+    Ok(match kind {
         OptimizerKind::Sgd => Optimizer::Sgd {
             momentum: arguments.momentum,
             nesterov: false,
@@ -299,7 +336,22 @@ fn optimizer(arguments: &RunArguments) -> Optimizer {
             epsilon: 1e-8,
             weight_decay: decay.unwrap_or(0.01),
         },
-    }
+        OptimizerKind::Galore => Optimizer::GaLore {
+            rank,
+            update_period: arguments.update_period.unwrap_or(200),
+            scale: arguments.projection_scale.unwrap_or(0.25),
+            betas,
+            epsilon: 1e-8,
+            weight_decay: decay.unwrap_or(0.0),
+        },
+        OptimizerKind::Flora => Optimizer::Flora {
+            rank,
+            update_period: arguments.update_period.unwrap_or(1000),
+            beta: betas[0],
+            weight_decay: decay.unwrap_or(0.0),
+            seed: arguments.parameters.seed,
+        },
+    })
 }
 
 /// What tells models apart for a checkpoint: the parameters' names and shapes are compared anyway, so

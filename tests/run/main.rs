@@ -3,6 +3,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
+mod compressing;
 mod factored;
 
 use serde_json::Value;

@@ -16,8 +16,9 @@ use velora_runtime::backend::{Backend, Executable, StepContext};
 use velora_runtime::plan::{Operand, Plan};
 use velora_runtime::random;
 use velora_runtime::session::bind::Bound;
+use velora_runtime::session::optimizer::Optimizer;
 use velora_runtime::session::prepare::{Common, Purpose, plan};
-use velora_runtime::training::{Gradients, Signature};
+use velora_runtime::training::{Gradients, Keeps, Signature};
 
 /// Tokens of a sequence, where the graph leaves it open.
 const SEQUENCE: i64 = 4;
@@ -171,7 +172,10 @@ impl Graph {
             signature: &self.signature,
             folder: None,
             gradients: Gradients::Fresh,
-            state,
+            keeps: Keeps {
+                optimizer: keeping(state),
+                project: None,
+            },
         };
         let (plan, ports) = plan(&common, &self.bound(batch), Purpose::Train, cpu)
             .unwrap_or_else(|error| panic!("{}: {error}", self.name));
@@ -201,6 +205,23 @@ impl Graph {
             loss,
             executable,
         }
+    }
+}
+
+/// An optimiser that keeps so many tensors per parameter.
+fn keeping(state: usize) -> Option<Optimizer> {
+    match state {
+        0 => None,
+        1 => Some(Optimizer::Sgd {
+            momentum: 0.9,
+            nesterov: false,
+            weight_decay: 0.0,
+        }),
+        _ => Some(Optimizer::AdamW {
+            betas: [0.9, 0.999],
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+        }),
     }
 }
 

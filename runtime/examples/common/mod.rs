@@ -18,7 +18,7 @@ use velora_runtime::data::Dataset;
 use velora_runtime::lower::{Request, constants};
 use velora_runtime::plan::{Operand, Plan, build};
 use velora_runtime::tensor::{Tensor, TensorType};
-use velora_runtime::training::{Gradients, Signature, wire};
+use velora_runtime::training::{Gradients, Keeps, Signature, wire};
 
 /// Arguments: `MODEL [--dim NAME=N]... [--FLAG VALUE]...`.
 pub struct Arguments {
@@ -113,7 +113,14 @@ pub fn plan(backend: &dyn Backend, arguments: &Arguments) -> Result<(Planned, Pl
         evaluation: false,
     };
     let batch: BTreeSet<usize> = signature.others.iter().copied().collect();
-    let mut wired = wire(&model, &signature, &request, &batch, Gradients::Fresh, 0)?;
+    let mut wired = wire(
+        &model,
+        &signature,
+        &request,
+        &batch,
+        Gradients::Fresh,
+        Keeps::default(),
+    )?;
     let plan = build(&mut wired.program, backend)?;
     Ok((Planned { model, signature }, plan))
 }

@@ -3,6 +3,7 @@
 use super::{Cost, Storage, elements};
 use crate::plan::{Operand, TrainedOperands};
 use crate::session::optimizer::Optimizer;
+use velora_graph::shapes::DataType;
 
 /// Operations by element: those on the gradient and the state, and those on the weight.
 struct Formula {
@@ -34,7 +35,13 @@ fn formula(optimizer: &Optimizer, factored: bool) -> Formula {
             formula.weight += decays(weight_decay);
             formula
         }
-        Optimizer::AdamW { .. } => adam(factored),
+        // Where they compress nothing; `Optimizer::check_factored` refuses factors.
+        Optimizer::AdamW { .. } | Optimizer::GaLore { .. } => adam(factored),
+        // (1 − t⁻⁰·⁸) V + t⁻⁰·⁸ (G² + ε), U, M, the root mean square of M, and the weight.
+        Optimizer::Flora { .. } => Formula {
+            state: 1 + 5 + 2 + 3 + 2,
+            weight: 3,
+        },
     }
 }
 
@@ -57,10 +64,26 @@ fn adam(factored: bool) -> Formula {
 /// What the update of a trained parameter costs: parameter and state are read and written, the gradient is
 /// read. Of a factored gradient that is P and its direction, and the state has P's size.
 ///
-/// The state that counts is what the optimiser keeps, whether or not the plan has places for it.
+/// The state that counts is what the optimiser keeps, whether or not the plan has places for it. Of optimisers
+/// that compress, the update is one in which no projection changes.
 pub fn update(trained: &TrainedOperands, optimizer: &Optimizer, storage: Storage) -> Cost {
+    if optimizer.rank().is_some()
+        && let &[rows, columns] = &trained.parameter.ty.shape[..]
+    {
+        let sizes = [rows, columns].map(|size| size as u64);
+        let compressed = trained.projected && optimizer.projects(&[rows, columns]);
+        match optimizer {
+            Optimizer::GaLore { rank, .. } if compressed => return galore(sizes, *rank, storage),
+            Optimizer::Flora { rank, .. } => {
+                let rank = compressed.then_some(*rank);
+                return flora(sizes, rank, storage);
+            }
+            _ => {}
+        }
+    }
     let bytes = |operand: &Operand| storage.bytes(operand.ty.data_type, elements(&operand.ty));
-    let state = optimizer.state().len() as u64 * bytes(&trained.gradient);
+    let shape = &trained.parameter.ty.shape;
+    let state = optimizer.layout(shape, false).len() as u64 * bytes(&trained.gradient);
     let kept = bytes(&trained.parameter) + state;
     let factor = trained.factor.as_ref();
     let formula = formula(optimizer, factor.is_some());
@@ -70,6 +93,71 @@ pub fn update(trained: &TrainedOperands, optimizer: &Optimizer, storage: Storage
         flops: formula.state * elements(&trained.gradient.ty)
             + formula.weight * elements(&trained.parameter.ty),
     }
+}
+
+/// GaLore of a matrix that is compressed: L = P G; the moments, and N in the place of L; W keep + η Pᵀ N.
+fn galore([rows, columns]: [u64; 2], rank: u64, storage: Storage) -> Cost {
+    let bytes = |count: u64| storage.bytes(DataType::FLOAT, count);
+    let (whole, small) = (rows * columns, rank * rows.max(columns));
+    let projector = rank * rows.min(columns);
+    let down = Cost {
+        read: bytes(whole) + bytes(projector),
+        written: bytes(small),
+        flops: 2 * rank * whole + small,
+    };
+    let moments = Cost {
+        read: 3 * bytes(small),
+        written: 3 * bytes(small),
+        flops: (3 + 4 + 4) * small,
+    };
+    let up = Cost {
+        read: bytes(whole) + bytes(projector) + bytes(small),
+        written: bytes(whole),
+        flops: 2 * rank * whole + 3 * whole,
+    };
+    [down, moments, up].into_iter().sum()
+}
+
+/// FLORA of a matrix: the gradient's squares by row and by column, then U in its place, which is compressed
+/// and becomes the update; its root mean square; the weight; the compressed moment. What is not compressed
+/// has a whole moment in the place of the update. Drawing a projection writes it, and takes no operations
+/// that are counted here: they are mostly of whole numbers.
+fn flora([rows, columns]: [u64; 2], rank: Option<u64>, storage: Storage) -> Cost {
+    let bytes = |count: u64| storage.bytes(DataType::FLOAT, count);
+    let whole = rows * columns;
+    let sides = bytes(rows) + bytes(columns);
+    let squares = Cost {
+        read: 2 * bytes(whole) + sides,
+        written: sides,
+        flops: 4 * whole + 5 * (rows + columns),
+    };
+    let whiten = Cost {
+        read: bytes(whole) + sides,
+        written: bytes(whole),
+        flops: 3 * whole + 4 * rows,
+    };
+    let descend = Cost {
+        read: 3 * bytes(whole),
+        written: bytes(whole),
+        flops: (2 + 3) * whole,
+    };
+    let moment = match rank {
+        None => Cost {
+            read: 2 * bytes(whole),
+            written: bytes(whole),
+            flops: 3 * whole,
+        },
+        Some(rank) => {
+            let (small, projection) = (rank * rows.max(columns), rank * rows.min(columns));
+            Cost {
+                // U down, the moment up and added to U, and both compressed ones together.
+                read: 2 * bytes(whole) + 2 * bytes(projection) + 3 * bytes(small),
+                written: bytes(whole) + bytes(projection) + 2 * bytes(small),
+                flops: 4 * rank * whole + 3 * whole + 3 * small,
+            }
+        }
+    };
+    [squares, whiten, descend, moment].into_iter().sum()
 }
 
 /// What a parameter's part of the norm of all gradients costs: a square and a sum by element; of a factored

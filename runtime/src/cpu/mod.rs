@@ -62,6 +62,10 @@ impl Backend for Cpu {
         format!("cpu, {} threads", self.pool.current_num_threads())
     }
 
+    fn compresses_gradients(&self) -> bool {
+        true
+    }
+
     fn enter(&self, work: &mut (dyn FnMut() + Send)) {
         self.pool.install(work);
     }

@@ -5,7 +5,8 @@ use super::{Cpu, execute};
 use crate::backend::{Backend, Executable, Fault, Observer, StepContext};
 use crate::plan::{BufferId, Operand, Plan, share_persistent, touch};
 use crate::session::gradient::{factored_sum_of_squares, global_norm, sum_of_squares};
-use crate::session::optimizer::{Optimizer, Step as OptimizerStep};
+use crate::session::optimizer::{Optimizer, Parameter, Step as OptimizerStep};
+use std::ops::Range;
 use std::time::Instant;
 
 /// A plan and how its steps borrow from the block.
@@ -162,15 +163,24 @@ impl Executable for Prepared<'_> {
                     let buffer = plan.buffer(operand.buffer);
                     buffer.offset..buffer.offset + buffer.bytes
                 };
-                // Where there is no second or third state, an empty span in its place.
+                // Where there are fewer states, empty spans in their places.
                 let state = |number| trained.state.get(number).map_or(0..0, span);
                 let direction = trained.factor.as_ref().map(|factor| &factor.direction);
+                let shape = &trained.parameter.ty.shape;
+                // As much of the scratch as this parameter uses: what is measured is what was touched.
+                let needs = size_of::<f32>() * optimizer.scratch(shape, trained.projected);
+                let scratch = plan.scratch.as_ref().filter(|_| needs > 0).map(|scratch| {
+                    let Range { start, end } = span(scratch);
+                    start..end.min(start + needs)
+                });
                 let spans = [
                     span(&trained.parameter),
                     span(&trained.gradient),
                     state(0),
                     state(1),
+                    state(2),
                     direction.map_or(0..0, span),
+                    scratch.unwrap_or(0..0),
                 ];
                 let fault = |message: String| Fault::Data {
                     node: plan.buffer(trained.parameter.buffer).name.clone(),
@@ -181,20 +191,36 @@ impl Executable for Prepared<'_> {
                     touch(touched, &plan.regions, span.start, span.end);
                 }
                 let parts = memory.get_disjoint_mut(spans);
-                let [parameter, gradient, first, second, direction] =
-                    parts.map_err(|error| fault(error.to_string()))?;
-                let mut state: [&mut [f32]; 2] = [
+                let [
+                    parameter,
+                    gradient,
+                    first,
+                    second,
+                    third,
+                    direction,
+                    scratch,
+                ] = parts.map_err(|error| fault(error.to_string()))?;
+                let mut state: [&mut [f32]; 3] = [
                     bytemuck::cast_slice_mut(first),
                     bytemuck::cast_slice_mut(second),
+                    bytemuck::cast_slice_mut(third),
                 ];
-                let parameter = bytemuck::cast_slice_mut(parameter);
-                let gradient = bytemuck::cast_slice(gradient);
-                let state = &mut state[..trained.state.len().min(2)];
+                let weight = bytemuck::cast_slice_mut(parameter);
+                let gradient = bytemuck::cast_slice_mut(gradient);
+                let state = &mut state[..trained.state.len().min(3)];
                 let updated = match &trained.factor {
-                    None => optimizer.update(step, parameter, gradient, state),
+                    None => {
+                        let parameter = Parameter {
+                            name: &plan.buffer(trained.parameter.buffer).name,
+                            shape,
+                            projected: trained.projected,
+                        };
+                        let scratch = bytemuck::cast_slice_mut(scratch);
+                        optimizer.update_shaped(step, &parameter, weight, gradient, state, scratch)
+                    }
                     Some(factor) => {
                         let cut = factor.with(bytemuck::cast_slice(direction));
-                        optimizer.update_factored(step, parameter, &cut, gradient, state)
+                        optimizer.update_factored(step, weight, &cut, gradient, state)
                     }
                 };
                 updated.map_err(|error| fault(error.to_string()))?;

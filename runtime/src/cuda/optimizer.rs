@@ -107,6 +107,8 @@ pub fn numbers(optimizer: &Optimizer, step: &Step) -> [f32; NUMBERS] {
                 ..Numbers::default()
             }
         }
+        // There are no kernels for them: `parameter` refuses.
+        Optimizer::GaLore { .. } | Optimizer::Flora { .. } => Numbers::default(),
     };
     let mut all = [0.0; NUMBERS];
     let Numbers {
@@ -257,6 +259,10 @@ fn parameter(
     let at = |operand| located(plan, operand, block);
     let parameter = at(&trained.parameter);
     let gradient = at(&trained.gradient);
+    if optimizer.rank().is_some() {
+        let name = optimizer.name();
+        return Err(Unsupported(format!("{name} runs on the CPU only")));
+    }
     let names = optimizer.state();
     let states: Vec<u64> = trained
         .state
@@ -280,7 +286,7 @@ fn parameter(
             Optimizer::Sgd { nesterov: true, .. } if !states.is_empty() => "nesterov",
             Optimizer::Sgd { .. } if !states.is_empty() => "momentum",
             Optimizer::Sgd { .. } => "sgd",
-            Optimizer::Adam { .. } | Optimizer::AdamW { .. } => "adam",
+            _ => "adam",
         };
         let arguments = Arguments::new()
             .address(control.numbers())
@@ -312,7 +318,7 @@ fn parameter(
             }
         }
         Optimizer::Sgd { .. } => ("factored_sgd", gradient.address, gradient.address),
-        Optimizer::Adam { .. } | Optimizer::AdamW { .. } => {
+        _ => {
             let arguments = Arguments::new()
                 .address(control.numbers())
                 .address(gradient.address)

@@ -137,6 +137,9 @@ impl<'p> Builder<'p> {
                 self.buffer_of(state);
             }
         }
+        if let Some(scratch) = program.scratch {
+            self.buffer_of(scratch);
+        }
         // Before the batch, of which another plan may read less.
         let staying = |&(_, region): &(_, &Region)| *region != Region::Inputs;
         let inputs = program.inputs.iter().zip(&program.input_regions);
@@ -264,11 +267,13 @@ impl<'p> Builder<'p> {
                 parameter: self.operand(trained.parameter),
                 gradient: self.operand(trained.gradient),
                 state: trained.state.iter().map(|&id| self.operand(id)).collect(),
+                projected: trained.projected,
                 factor: (trained.factor.as_ref())
                     .map(|factor| factor.with(self.operand(factor.direction))),
             })
             .collect();
         let reset = program.reset.map(|id| self.operand(id));
+        let scratch = program.scratch.map(|id| self.operand(id));
         let end = self.steps.len();
         let directions = trained
             .iter()
@@ -316,6 +321,7 @@ impl<'p> Builder<'p> {
             outputs,
             trained,
             reset,
+            scratch,
             constants,
             regions,
             footprint,

@@ -123,8 +123,12 @@ pub struct TrainedOperands {
     pub parameter: Operand,
     /// Its gradient, or P of a factored one.
     pub gradient: Operand,
-    /// What the optimiser keeps for it, of the gradient's shape.
+    /// What the optimiser keeps for it: [`Optimizer::layout`].
+    ///
+    /// [`Optimizer::layout`]: crate::session::optimizer::Optimizer::layout
     pub state: Vec<Operand>,
+    /// Whether the optimiser is to compress its gradient, where it does so.
+    pub projected: bool,
     /// What makes the gradient of P.
     pub factor: Option<Factor<Operand>>,
 }
@@ -157,6 +161,8 @@ pub struct Plan {
     pub trained: Vec<TrainedOperands>,
     /// The flag that starts the sums of gradients anew, where there are any.
     pub reset: Option<Operand>,
+    /// What the optimiser's updates need beside what stays; all parameters share it.
+    pub scratch: Option<Operand>,
     /// Tensors to be put in place before the first step.
     pub constants: Vec<(Operand, Tensor)>,
     /// Start and bytes of each region, in the order of [`Region::ALL`].

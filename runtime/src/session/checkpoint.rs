@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use velora_graph::shapes::DataType;
 
-use super::optimizer::Optimizer;
+use super::optimizer::{Optimizer, State};
 use super::schedule::Schedule;
 use crate::data::batches::Position;
 use crate::data::{DataError, Dataset, safetensors};
@@ -77,9 +77,9 @@ pub struct Checkpoint {
     pub progress: Progress,
     /// Parameters and buffers by name.
     pub parameters: BTreeMap<String, Tensor>,
-    /// By parameter, the tensors of [`Optimizer::state`] in its order; parameters that are not trained
-    /// have none.
-    pub state: BTreeMap<String, Vec<Tensor>>,
+    /// By parameter, the tensors of state with their names, in the order of [`Optimizer::state`]; parameters
+    /// that are not trained have none.
+    pub state: BTreeMap<String, Vec<(&'static str, Tensor)>>,
 }
 
 /// A parameter or buffer that the model has.
@@ -93,8 +93,8 @@ pub struct Expected<'a> {
     pub shape: &'a [usize],
     /// Whether the optimiser updates it.
     pub trained: bool,
-    /// The shape of what the optimiser keeps for it: that of its gradient.
-    pub state: &'a [usize],
+    /// What the optimiser keeps for it: [`Optimizer::layout`].
+    pub state: &'a [State],
 }
 
 /// Why a checkpoint could not be written, read or used.
@@ -211,6 +211,8 @@ pub fn decode(dataset: Dataset) -> Result<Checkpoint, CheckpointError> {
     }
     let header: Header = serde_json::from_str(text).map_err(invalid)?;
     let states = header.settings.optimizer.map_or(&[][..], |o| o.state());
+    // Otherwise the model says which of them a parameter has: `Checkpoint::check`.
+    let each_has_all = (header.settings.optimizer).is_none_or(|o| o.rank().is_none());
 
     let mut parameters = BTreeMap::new();
     let mut loose: BTreeMap<String, Vec<Option<Tensor>>> = BTreeMap::new();
@@ -239,12 +241,13 @@ pub fn decode(dataset: Dataset) -> Result<Checkpoint, CheckpointError> {
     let mut state = BTreeMap::new();
     for (name, slots) in loose {
         let mut tensors = Vec::with_capacity(slots.len());
-        for (slot, kind) in slots.into_iter().zip(states) {
+        for (slot, &kind) in slots.into_iter().zip(states) {
             let problem = match (slot, parameters.contains_key(&name)) {
                 (_, false) => format!("there is no parameter '{name}'"),
-                (None, _) => "it is missing".to_owned(),
+                (None, _) if each_has_all => "it is missing".to_owned(),
+                (None, _) => continue,
                 (Some(tensor), true) => {
-                    tensors.push(tensor);
+                    tensors.push((kind, tensor));
                     continue;
                 }
             };
@@ -281,7 +284,6 @@ impl Checkpoint {
                 problem,
             })
         };
-        let states = self.settings.optimizer.map_or(&[][..], |o| o.state());
         for expected in parameters {
             let name = format!("parameter.{}", expected.name);
             let Some(found) = self.parameters.get(expected.name) else {
@@ -295,10 +297,11 @@ impl Checkpoint {
                 return tensor(name, problem);
             }
             let state = self.state.get(expected.name).map_or(&[][..], |s| &s[..]);
-            let trained = expected.trained && !states.is_empty();
+            let trained = expected.trained && !expected.state.is_empty();
             match (trained, state.is_empty()) {
                 (true, true) => {
-                    let name = format!("optimizer.{}.{}", states.join("|"), expected.name);
+                    let kinds: Vec<&str> = expected.state.iter().map(|s| s.name).collect();
+                    let name = format!("optimizer.{}.{}", kinds.join("|"), expected.name);
                     return tensor(
                         name,
                         "it is missing, but the parameter is trained".to_owned(),
@@ -310,17 +313,31 @@ impl Checkpoint {
                 }
                 _ => {}
             }
-            if let Some(state) = state.iter().find(|s| s.data_type != DataType::FLOAT) {
+            if let Some((_, state)) = state.iter().find(|(_, s)| s.data_type != DataType::FLOAT) {
                 let problem = format!("its optimiser state is {}, not float", state.data_type);
                 return tensor(name, problem);
             }
-            if let Some((state, kind)) =
-                { state.iter().zip(states) }.find(|(state, _)| state.shape != expected.state)
-            {
-                let problem = format!(
-                    "it has shape {:?}, but the gradient {:?}",
-                    state.shape, expected.state
-                );
+            let wanted = expected.state.iter();
+            for State { name: kind, shape } in wanted.filter(|_| trained) {
+                let name = format!("optimizer.{kind}.{}", expected.name);
+                let problem = match state.iter().find(|(name, _)| name == kind) {
+                    Some((_, found)) if found.shape == *shape => continue,
+                    Some((_, found)) => {
+                        let other = match self.settings.optimizer.and_then(|o| o.rank()) {
+                            Some(_) => ", as with another --project",
+                            None => "",
+                        };
+                        let found = &found.shape;
+                        format!("it has shape {found:?}, but the optimiser {shape:?}{other}")
+                    }
+                    // Of the optimisers whose parameters differ in what they have.
+                    None => "it is missing: --project selected other parameters".to_owned(),
+                };
+                return tensor(name, problem);
+            }
+            let known = |kind: &str| expected.state.iter().any(|state| state.name == kind);
+            if let Some((kind, _)) = state.iter().find(|(kind, _)| !known(kind)) {
+                let problem = "it is not expected: --project selected other parameters".to_owned();
                 return tensor(format!("optimizer.{kind}.{}", expected.name), problem);
             }
         }

@@ -1,11 +1,12 @@
 //! The plans of a training run, and how their operands are found again.
 
 use super::bind::Bound;
+use super::start::StartError;
 use crate::backend::Backend;
 use crate::lower::{LowerError, Request};
 use crate::plan::{Operand, Plan, PlanError, build};
 use crate::program::TensorId;
-use crate::training::{Gradients, Signature, Wired, wire};
+use crate::training::{Gradients, Keeps, Signature, Wired, wire};
 use std::path::Path;
 use velora_graph::analysis::partition::Partition;
 use velora_graph::ir::Model;
@@ -53,8 +54,8 @@ pub struct Common<'a> {
     pub folder: Option<&'a Path>,
     /// How gradients are kept.
     pub gradients: Gradients,
-    /// Tensors of optimiser state per parameter.
-    pub state: usize,
+    /// What is kept for the optimiser.
+    pub keeps: Keeps<'a>,
 }
 
 /// Makes a plan.
@@ -79,7 +80,7 @@ pub fn plan(
         &request,
         &bound.batch,
         common.gradients,
-        common.state,
+        common.keeps,
     )?;
     match purpose {
         Purpose::Train => wired.forget_measurements(),
@@ -114,6 +115,37 @@ fn ports(wired: &Wired, plan: &Plan, bound: &Bound, purpose: Purpose) -> Ports {
             _ => Vec::new(),
         },
     }
+}
+
+/// Whether an optimiser that compresses gradients has one to compress; a note where it has none.
+///
+/// # Errors
+/// [`StartError::Projects`] where none of those that it is to compress can be.
+pub(super) fn check_projected(
+    common: &Common<'_>,
+    plan: &Plan,
+    names: &[String],
+) -> Result<Option<String>, StartError> {
+    let Some((optimizer, rank)) = common.keeps.optimizer.and_then(|o| Some((o, o.rank()?))) else {
+        return Ok(None);
+    };
+    if plan.trained.iter().any(|trained| trained.projected) {
+        return Ok(None);
+    }
+    if common.keeps.project.is_none() {
+        return Ok(Some(format!(
+            "no trained matrix has both sides above the rank, {rank}: {} compresses nothing",
+            optimizer.name()
+        )));
+    }
+    let trained = common.signature.trained.iter().zip(&plan.trained);
+    let matrices = trained
+        .filter(|(_, trained)| optimizer.projects(&trained.parameter.ty.shape))
+        .map(|(parameter, _)| names[parameter.input].clone());
+    Err(StartError::Projects {
+        rank,
+        matrices: matrices.collect(),
+    })
 }
 
 /// Why a run could not be prepared.

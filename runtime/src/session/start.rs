@@ -4,7 +4,7 @@ use super::bind::{BindError, Bound, bind, samples};
 use super::directions::Unfilled;
 use super::init::{InitError, Scheme, distribution, draw};
 use super::optimizer::OptimizerError;
-use super::prepare::{Common, Ports, PrepareError, Purpose, plan};
+use super::prepare::{Common, Ports, PrepareError, Purpose, check_projected, plan};
 use super::trainer::{Session, Settings, kept};
 use crate::backend::{Backend, Fault};
 use crate::data::batches::{self, Batches, Input, Last};
@@ -12,7 +12,7 @@ use crate::data::{DataError, Dataset};
 use crate::lower::constants;
 use crate::plan::Plan;
 use crate::tensor::{Tensor, TensorType};
-use crate::training::{Gradients, Signature};
+use crate::training::{Gradients, Keeps, Signature};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,6 +43,9 @@ pub struct Options<'a> {
     pub settings: Settings,
     /// The folder of external data.
     pub folder: Option<&'a Path>,
+    /// By name, whether the gradient of a trained parameter is to be compressed, where the optimiser does so;
+    /// without it all are that can be.
+    pub project: Option<&'a dyn Fn(&str) -> bool>,
     /// Directions that the first batch is to fill; the model then is one that
     /// [`super::directions::measuring`] made.
     pub unfilled: &'a [Unfilled],
@@ -88,6 +91,30 @@ pub enum StartError {
         parameter: String,
         /// Why the optimiser cannot.
         problem: OptimizerError,
+    },
+    /// The optimiser has no kernels on the device.
+    #[error(
+        "{optimizer} runs on the CPU only, not on {device}; use --device cpu, or another --optimizer"
+    )]
+    Device {
+        /// The optimiser.
+        optimizer: &'static str,
+        /// The device.
+        device: String,
+    },
+    /// Nothing that could be projected was named.
+    #[error(
+        "--project names no trained matrix with both sides above the rank, {rank}; there {}",
+        match .matrices.is_empty() {
+            true => "is none".to_owned(),
+            false => format!("are {}", list(.matrices)),
+        }
+    )]
+    Projects {
+        /// The rank.
+        rank: u64,
+        /// The matrices that could be.
+        matrices: Vec<String>,
     },
     /// A default that cannot be read.
     #[error("the default of parameter '{name}': {problem}")]
@@ -211,10 +238,22 @@ pub fn start<'b>(
             0 | 1 => Gradients::Fresh,
             _ => Gradients::Summed,
         },
-        state: settings.optimizer.map_or(0, |o| o.state().len()),
+        keeps: Keeps {
+            optimizer: settings.optimizer,
+            project: options.project,
+        },
     };
+    if let Some(optimizer) = settings.optimizer.filter(|o| o.rank().is_some())
+        && !backend.compresses_gradients()
+    {
+        return Err(StartError::Device {
+            optimizer: optimizer.name(),
+            device: backend.name(),
+        });
+    }
     let mut plans = Plans::default();
     plans.add(&common, &bound, Purpose::Train, backend)?;
+    notes.extend(check_projected(&common, &plans.plans[0], &names)?);
     let order = batches::Settings {
         size: bound.size,
         last: options.last,

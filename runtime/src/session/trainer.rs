@@ -1,7 +1,8 @@
 //! A training run: batches in, steps of the optimiser, evaluation, checkpoints.
 //!
 //! Whatever convention a graph follows ([`crate::training`]), it is driven the same way. Nothing is
-//! allocated in [`Session::step`].
+//! allocated in [`Session::step`], but where an optimiser looks for singular vectors
+//! ([`Optimizer::update_shaped`]).
 
 use super::bind::Bound;
 use super::checkpoint::{self, Checkpoint, CheckpointError, Expected, Progress};
@@ -9,7 +10,7 @@ use super::directions::{Moments, Unfilled, solve};
 use super::evaluation::{Evaluation, Score};
 use super::gradient::clip_coefficient;
 use super::nonfinite::{NonFinite, Search};
-use super::optimizer::{Optimizer, Step};
+use super::optimizer::{Optimizer, State, Step};
 use super::prepare::{Ports, Purpose};
 use super::schedule::Schedule;
 use crate::backend::{Executable, Fault, Observer, StepContext};
@@ -96,6 +97,8 @@ pub struct Kept {
     pub operand: Operand,
     /// What the optimiser keeps for it.
     pub state: Vec<Operand>,
+    /// Whether the optimiser compresses its gradient.
+    pub projected: bool,
     /// Whether the optimiser updates it.
     pub trained: bool,
     /// Whether it is state of an optimiser inside the graph, which starts with zeros.
@@ -418,6 +421,19 @@ impl<'b> Session<'b> {
         }
     }
 
+    /// What the optimiser keeps for a tensor.
+    fn layout(&self, kept: &Kept) -> Vec<State> {
+        let optimizer = self.settings.optimizer.filter(|_| kept.trained);
+        // Of a factored gradient it is of P's shape, as are the states of all optimisers that take one.
+        let shape = match (kept.projected, kept.state.first()) {
+            (false, Some(state)) if optimizer.is_some_and(|o| o.rank().is_none()) => {
+                &state.ty.shape
+            }
+            _ => &kept.operand.ty.shape,
+        };
+        optimizer.map_or(Vec::new(), |o| o.layout(shape, kept.projected))
+    }
+
     /// Writes a checkpoint.
     ///
     /// # Errors
@@ -427,14 +443,13 @@ impl<'b> Session<'b> {
             step: self.step,
             batches: Some(self.batches.position().clone()),
         };
-        let names = self.settings.optimizer.map_or(&[][..], |o| o.state());
         let parameters: Vec<Tensor> = (self.kept.iter())
             .map(|kept| self.read(&kept.operand))
             .collect::<Result<_, Fault>>()?;
         let states: Vec<(&str, &str, Tensor)> = (self.kept.iter())
             .flat_map(|kept| {
-                let state = kept.state.iter().zip(names);
-                state.map(|(operand, name)| Ok((&kept.name[..], *name, self.read(operand)?)))
+                let state = kept.state.iter().zip(self.layout(kept));
+                state.map(|(operand, state)| Ok((&kept.name[..], state.name, self.read(operand)?)))
             })
             .collect::<Result<_, Fault>>()?;
         let named = self.kept.iter().zip(&parameters);
@@ -455,13 +470,14 @@ impl<'b> Session<'b> {
     /// # Errors
     /// [`SessionError`] where it is one of another model, other settings, or other data.
     pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<(), SessionError> {
-        let expected: Vec<Expected<'_>> = (self.kept.iter())
-            .map(|kept| Expected {
+        let layouts: Vec<Vec<State>> = self.kept.iter().map(|kept| self.layout(kept)).collect();
+        let expected: Vec<Expected<'_>> = (self.kept.iter().zip(&layouts))
+            .map(|(kept, layout)| Expected {
                 name: &kept.name,
                 data_type: kept.operand.ty.data_type,
                 shape: &kept.operand.ty.shape,
                 trained: kept.trained,
-                state: { kept.state.first() }.map_or(&kept.operand.ty.shape, |s| &s.ty.shape),
+                state: layout,
             })
             .collect();
         checkpoint.check(&self.checkpoint_settings(), &expected)?;
@@ -475,7 +491,7 @@ impl<'b> Session<'b> {
                 (self.executable).write(kept.operand.buffer, &tensor.bytes)?;
             }
             let states = checkpoint.state.get(&kept.name).map_or(&[][..], |s| s);
-            for (operand, tensor) in kept.state.iter().zip(states) {
+            for (operand, (_, tensor)) in kept.state.iter().zip(states) {
                 self.executable.write(operand.buffer, &tensor.bytes)?;
             }
         }
@@ -550,6 +566,7 @@ pub fn kept(plan: &Plan, names: &[String], bound: &Bound) -> Vec<Kept> {
             name: names[position].clone(),
             operand: operand.clone(),
             state: trained.map(|t| t.state.clone()).unwrap_or_default(),
+            projected: trained.is_some_and(|t| t.projected),
             trained: trained.is_some(),
             is_state: region == Region::Optimizer,
         });

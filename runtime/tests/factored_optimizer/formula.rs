@@ -42,6 +42,8 @@ fn adam(optimizer: &Optimizer) -> Option<([f64; 2], f64, f64)> {
             epsilon,
             weight_decay,
         } => Some((betas, epsilon, weight_decay)),
+        // They take no factored gradients.
+        Optimizer::GaLore { .. } | Optimizer::Flora { .. } => panic!("{optimizer:?}"),
     }
 }
 

@@ -9,6 +9,7 @@ mod agreement;
 mod solve;
 
 pub use agreement::agreement;
+pub(crate) use solve::leading_eigenvectors;
 pub use solve::{Moments, NotFinite, solve};
 
 use std::collections::HashSet;

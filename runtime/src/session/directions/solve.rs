@@ -79,7 +79,7 @@ pub fn solve(direction: &Unfilled, moments: &Moments) -> Result<Vec<f32>, NotFin
         }
         Kind::Singular => {
             for set in moments.0.chunks(size * size).take(sets) {
-                singular(set, size, direction.rank(), &mut found);
+                leading_eigenvectors(set, size, direction.rank(), &mut found);
             }
         }
     }
@@ -97,8 +97,11 @@ fn unit(vector: &mut [f64]) {
     }
 }
 
-/// The eigenvectors of the moments with the largest eigenvalues: the first right singular vectors.
-fn singular(moments: &[f64], size: usize, rank: usize, found: &mut Vec<f64>) {
+/// Appends the eigenvectors of the moments with the largest eigenvalues, the first right singular vectors of
+/// what was measured: unit vectors, of which the entry of largest magnitude is positive.
+///
+/// `moments` is a symmetric matrix of `size` rows, all of its entries finite.
+pub fn leading_eigenvectors(moments: &[f64], size: usize, rank: usize, found: &mut Vec<f64>) {
     let solved = SymmetricEigen::new(DMatrix::from_row_slice(size, size, moments));
     let mut order: Vec<usize> = (0..size).collect();
     // Equal ones keep their order.

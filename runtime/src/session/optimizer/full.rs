@@ -121,6 +121,31 @@ impl Adam {
         }
     }
 
+    /// Updates the moments, and puts the mean over the root of the mean square, m / (√v / root + ε), in the place
+    /// of the gradient, which has its scale already.
+    pub fn direction(self, gradient: &mut [f32], mean: &mut [f32], square: &mut [f32]) {
+        let arch = Arch::new();
+        let chunks = (
+            gradient.par_chunks_mut(CHUNK),
+            mean.par_chunks_mut(CHUNK),
+            square.par_chunks_mut(CHUNK),
+        );
+        chunks.into_par_iter().for_each(|(g, m, v)| {
+            vectorize(
+                arch,
+                #[inline(always)]
+                |(g, m, v): (&mut [f32], &mut [f32], &mut [f32])| {
+                    for ((g, m), v) in g.iter_mut().zip(m).zip(v) {
+                        *m += self.fresh_mean * (*g - *m);
+                        *v = self.beta2 * *v + self.fresh_square * (*g * *g);
+                        *g = *m / (v.sqrt() / self.root + self.epsilon);
+                    }
+                },
+                (g, m, v),
+            );
+        });
+    }
+
     pub fn update<const DECAY: bool>(
         self,
         parameter: &mut [f32],

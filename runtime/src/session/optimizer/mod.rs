@@ -1,16 +1,21 @@
-//! Optimisers that run outside the graph: SGD with momentum, Adam and AdamW, as PyTorch defines them.
+//! Optimisers that run outside the graph: SGD with momentum, Adam and AdamW, as PyTorch defines them, and
+//! [GaLore](Optimizer::GaLore) and [FLORA](Optimizer::Flora), which compress the gradients of matrices.
 //!
 //! [`Optimizer::update`] passes over memory once, in chunks whose borders depend on the length only, and
 //! computes each element alone, with additions, multiplications, divisions and square roots that are
 //! rounded one by one. The bits are therefore the same for any number of threads and on any processor.
 //! [`Optimizer::update_factored`] does the same from a gradient that is a direction times a small tensor,
-//! and keeps state of the size of the small tensor.
+//! and keeps state of the size of the small tensor. [`Optimizer::update_shaped`] is for all optimisers, and the
+//! only one for those that compress.
 
 mod factored;
 mod full;
+mod projected;
 
 pub use factored::Factor;
+pub use projected::{Parameter, State};
 
+use crate::cpu::gemm::GemmError;
 use factored::Momentum;
 use full::{Adam, Sgd};
 use serde::{Deserialize, Serialize};
@@ -49,6 +54,52 @@ pub enum Optimizer {
         epsilon: f64,
         /// Times the learning rate, what the parameter loses in each step.
         weight_decay: f64,
+    },
+    /// J. Zhao et al.: GaLore, memory-efficient LLM training by gradient low-rank projection (ICML 2024,
+    /// arXiv 2403.03507), with AdamW; the authors' `galore-torch` with its default kind of projection.
+    ///
+    /// The gradient of a matrix is projected along its smaller side onto its own first singular vectors, Adam
+    /// works in that space, and what it makes is projected back. What is no matrix, has a side of at most
+    /// `rank`, or is not to be projected gets plain AdamW. Otherwise than there, decay comes before the update
+    /// and epsilon is added after the bias correction, as in `torch.optim.AdamW`.
+    GaLore {
+        /// R, the number of singular vectors.
+        rank: u64,
+        /// T: they are those of the gradients of steps 1, 1 + T, 1 + 2T, …
+        update_period: u64,
+        /// What updates of projected matrices are multiplied with, beside the learning rate.
+        scale: f64,
+        /// What remains of the mean gradient and of the mean square.
+        betas: [f64; 2],
+        /// Added to the root of the mean square.
+        epsilon: f64,
+        /// Times the learning rate, what the parameter loses in each step.
+        weight_decay: f64,
+    },
+    /// Y. Hao, Y. Cao, L. Mou: FLORA, low-rank adapters are secretly gradient compressors (ICML 2024,
+    /// arXiv 2402.03293); the authors' `flora-opt`.
+    ///
+    /// N. Shazeer, M. Stern: Adafactor (ICML 2018) with a first moment that is compressed along the smaller
+    /// side of a matrix by a random projection, which is drawn from a seed and never kept. Mean squares are
+    /// kept by row and by column of each matrix; what is no matrix has them whole, and a whole first moment,
+    /// as have matrices with a side of at most `rank` and those that are not to be projected.
+    ///
+    /// Of the settings of `flora-opt` these are taken: no `relative_step`, since the learning rate is given;
+    /// no `scale_parameter` (its default there), so that the learning rate is the root mean square of a step
+    /// as it is of Adam's, and not that of a parameter times it; `decay_rate` −0.8, `clip_threshold` 1, and
+    /// 1e-30 added to squares, its defaults; `beta1` has none there that compresses. Matrices with one side
+    /// more than four times the other, which it leaves out as embeddings, are compressed as others are.
+    Flora {
+        /// R, the rows of a projection.
+        rank: u64,
+        /// K: a projection is drawn anew at steps K, 2K, …
+        update_period: u64,
+        /// What remains of the first moment.
+        beta: f64,
+        /// Times the learning rate, what the parameter loses in each step.
+        weight_decay: f64,
+        /// Of the projections.
+        seed: u64,
     },
 }
 
@@ -126,15 +177,55 @@ pub enum OptimizerError {
         /// The decay.
         weight_decay: f64,
     },
+    /// A factored gradient for an optimiser that compresses whole ones.
+    #[error(
+        "{optimizer} compresses gradients itself, and needs them whole: rewrite the graph without \
+         --gradients factored, or use adamw"
+    )]
+    Whole {
+        /// The optimiser.
+        optimizer: &'static str,
+    },
+    /// An optimiser that compresses, called without what it needs for that.
+    #[error("{optimizer} updates by the shapes of parameters, which were not given")]
+    Shapeless {
+        /// The optimiser.
+        optimizer: &'static str,
+    },
+    /// A gradient without singular vectors.
+    #[error(
+        "the gradient is no number somewhere, so that it has no singular vectors; try a lower learning rate"
+    )]
+    NotFinite,
+    /// A product that the sizes do not allow.
+    #[error(transparent)]
+    Product(#[from] GemmError),
 }
 
 impl Optimizer {
-    /// The names of the tensors of state that each parameter has, of its own shape and zero at first.
+    /// The name, as options and checkpoints have it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Optimizer::Sgd { .. } => "sgd",
+            Optimizer::Adam { .. } => "adam",
+            Optimizer::AdamW { .. } => "adamw",
+            Optimizer::GaLore { .. } => "galore",
+            Optimizer::Flora { .. } => "flora",
+        }
+    }
+
+    /// The names of the tensors of state that parameters have, zero at first. With SGD, Adam and AdamW each
+    /// parameter has all of them, of its own shape; otherwise [`Optimizer::layout`] says which, and of what
+    /// shapes.
     pub fn state(&self) -> &'static [&'static str] {
         match self {
             Optimizer::Sgd { momentum, .. } if *momentum == 0.0 => &[],
             Optimizer::Sgd { .. } => &["momentum_buffer"],
             Optimizer::Adam { .. } | Optimizer::AdamW { .. } => &["exp_avg", "exp_avg_sq"],
+            Optimizer::GaLore { .. } => &["projector", "exp_avg", "exp_avg_sq"],
+            Optimizer::Flora { .. } => {
+                &["exp_avg", "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"]
+            }
         }
     }
 
@@ -156,6 +247,7 @@ impl Optimizer {
             let valid = x >= 0.0 && x.is_finite();
             within(setting, x, valid, "a number of at least 0")
         };
+        let count = |setting, n: u64| within(setting, n as f64, n > 0, "at least 1");
         match *self {
             Optimizer::Sgd {
                 momentum,
@@ -182,6 +274,34 @@ impl Optimizer {
                 amount("epsilon", epsilon)?;
                 amount("weight decay", weight_decay)
             }
+            Optimizer::GaLore {
+                rank,
+                update_period,
+                scale,
+                betas,
+                epsilon,
+                weight_decay,
+            } => {
+                count("the rank", rank)?;
+                count("the update period", update_period)?;
+                amount("the projection scale", scale)?;
+                fraction("the first beta", betas[0])?;
+                fraction("the second beta", betas[1])?;
+                amount("epsilon", epsilon)?;
+                amount("weight decay", weight_decay)
+            }
+            Optimizer::Flora {
+                rank,
+                update_period,
+                beta,
+                weight_decay,
+                seed: _,
+            } => {
+                count("the rank", rank)?;
+                count("the update period", update_period)?;
+                fraction("the first beta", beta)?;
+                amount("weight decay", weight_decay)
+            }
         }
     }
 
@@ -202,7 +322,8 @@ impl Optimizer {
         tensors.try_for_each(|(name, tensor)| length(name, tensor.len()))
     }
 
-    /// Updates one parameter and its state.
+    /// Updates one parameter and its state; optimisers that compress have
+    /// [`Optimizer::update_shaped`] only.
     ///
     /// `state` has the tensors of [`Optimizer::state`], in that order. Allocates nothing when called
     /// within the pool of rayon that is to do the work.
@@ -266,6 +387,10 @@ impl Optimizer {
                 [mean, square],
             ) => Adam::new(step, betas, epsilon, 0.0, weight_decay)
                 .update::<false>(parameter, gradient, mean, square),
+            (Optimizer::GaLore { .. } | Optimizer::Flora { .. }, _) => {
+                let optimizer = self.name();
+                return Err(OptimizerError::Shapeless { optimizer });
+            }
             // The number of tensors was compared above.
             _ => {}
         }
@@ -277,12 +402,17 @@ impl Optimizer {
     ///
     /// Decay that is added to the gradient makes the mean v ⊗ m + Σ decay·W, which is no such product:
     /// [`OptimizerError::CoupledDecay`]. Where there is no state, there is none that would have to factor.
+    /// Optimisers that compress gradients need whole ones: [`OptimizerError::Whole`].
     pub fn check_factored(&self) -> Result<(), OptimizerError> {
         match *self {
             Optimizer::Sgd { weight_decay, .. } | Optimizer::Adam { weight_decay, .. }
                 if weight_decay != 0.0 && !self.state().is_empty() =>
             {
                 Err(OptimizerError::CoupledDecay { weight_decay })
+            }
+            Optimizer::GaLore { .. } | Optimizer::Flora { .. } => {
+                let optimizer = self.name();
+                Err(OptimizerError::Whole { optimizer })
             }
             _ => Ok(()),
         }
