@@ -23,10 +23,10 @@ def rows():
         Row("LoRA, 4-bit integers", "llama_s_int4", RATES, paper=("37.2", "5.77")),
         Row("QLoRA", "llama_s_nf4", RATES, paper=("39.0", "5.77")),
         *group("QLoRA", "llama_s_nf4", "v, down", VALUE_AND_DOWN, ("39.5", "4.88")),
-        *group("QLoRA", "llama_s_nf4", "all", suite.ALL),
+        *group("QLoRA", "llama_s_nf4", "all", ()),
         *group("QLoRA", "llama_s_nf4", "planned", suite.PLANNED),
         Row("QLoRA, exact plan", "llama_s_nf4", "QLoRA", rewrite=suite.EXACT, same_as="QLoRA"),
-        *group("LoRA", "llama_s_lora", "all", suite.ALL),
+        *group("LoRA", "llama_s_lora", "all", ()),
     ]
 
 

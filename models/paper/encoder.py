@@ -23,10 +23,10 @@ def rows(full, lora, rates):
         Row("LoRA", lora, rates["lora"], paper=("85.61", "2.71")),
         *group("full", full, "v, down", ("--select", "paper"), ("85.91", "2.23")),
         *group("full", full, "all", suite.ALL),
-        *group("full", full, "planned", suite.PLANNED),
+        *group("full", full, "planned", (*suite.PLANNED, *suite.ALL)),
         Row("full, exact plan", full, "full", rewrite=suite.EXACT, same_as="full"),
         *group("LoRA", lora, "adapters", suite.ALL),
-        *group("LoRA", lora, "planned", suite.PLANNED),
+        *group("LoRA", lora, "planned", (*suite.PLANNED, *suite.ALL)),
     ]
 
 

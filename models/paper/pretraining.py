@@ -25,7 +25,7 @@ def rows(full, lora, rank, paper):
         Row("FLORA", full, (1e-3, 3e-3, 1e-2), optimizer=("--optimizer", "flora", *projected), paper=paper["flora"]),
         *group("full", full, "v, down", ("--select", "paper"), paper["velora"]),
         *group("full", full, "all", suite.ALL),
-        *group("full", full, "planned", suite.PLANNED),
+        *group("full", full, "planned", (*suite.PLANNED, *suite.ALL)),
         Row("full, exact plan", full, "full", rewrite=suite.EXACT, same_as="full"),
     ]
 

@@ -21,7 +21,7 @@ def rows():
         Row("full", "vit_full", FULL, paper=("69.7", "4.25")),
         *group("full", "vit_full", "v, down", ("--select", "paper"), ("71.2", "4.02")),
         *group("full", "vit_full", "all", suite.ALL),
-        *group("full", "vit_full", "planned", suite.PLANNED),
+        *group("full", "vit_full", "planned", (*suite.PLANNED, *suite.ALL)),
         Row("full, exact plan", "vit_full", "full", rewrite=suite.EXACT, same_as="full"),
         Row("linear probe", "vit_probe", PROBE, paper=("59.1", "1.84")),
     ]
@@ -33,7 +33,7 @@ def rows():
         found += [
             Row(name, graph, ADAPTERS, paper=plain),
             *group(name, graph, "adapters", suite.ALL, compressed),
-            *group(name, graph, "planned", suite.PLANNED),
+            *group(name, graph, "planned", (*suite.PLANNED, *suite.ALL)),
         ]
     return found
 
