@@ -48,7 +48,7 @@ def rows():
             compressed(name, ("--select", "all", "--include", pattern), frozen, (score[layers], f"{memory[layers]} GB")),
             Row(frozen, GRAPH, TWIN, frozen_like=name),
         ]
-    found += [compressed(f"rank {rank}", ("--rank", str(rank))) for rank in (2, 4)]
+    found += [compressed(f"rank {rank} (svd)", ("--init", "svd", "--rank", str(rank))) for rank in (2, 4)]
     found += [compressed(f"scale {scale}", ("--scale", scale)) for scale in ("0.5", "2")]
     found.append(Row(ALL_FROZEN, GRAPH, TWIN, frozen_like="sub-token D/32"))
     return found
@@ -57,7 +57,7 @@ def rows():
 def build(opt):
     text = suite.files(opt, "bytes")
     task = Task(
-        "128 wide, from scratch", text["kjv_train"], text["kjv_test"], {"batch": 8, "seq": 128}, 8, 16 if opt.quick else 150, "perplexity"
+        "128 wide, from scratch", text["kjv_train"], text["kjv_test"], {"batch": 8, "seq": 128}, 8, 16 if opt.quick else 100, "perplexity"
     )
     results = [suite.Suite(opt, "ablations", task, rows()).execute()]
     tables.write(opt, "ablations", "Ablations", "python models/paper/ablations.py", results, REMARKS, PAPER)

@@ -46,7 +46,7 @@ def build(opt):
     results = []
     for name, graphs, rank, batch, full_steps, paper in (
         ("128 wide (the paper's 60M)", ("llama_s_full", "llama_s_relora"), 64, 8, 200, SMALL),
-        ("256 wide (the paper's 130M)", ("llama_m_full", "llama_m_relora"), 96, 4, 120, MEDIUM),
+        ("256 wide (the paper's 130M)", ("llama_m_full", "llama_m_relora"), 96, 4, 100, MEDIUM),
     ):
         dims = {"batch": batch, "seq": 128}
         task = Task(name, text["kjv_train"], text["kjv_test"], dims, batch, steps or full_steps, "perplexity")
