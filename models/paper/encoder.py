@@ -11,7 +11,7 @@ import tables
 from suite import Row, Task, group
 
 PAPER = ("GLUE mean", "GB")
-GALORE = ("--optimizer", "galore", "--rank", "8", "--update-period", "50", "--project", r"attention|intermediate|output\.dense")
+GALORE = ("--optimizer", "galore", "--rank", "8", "--update-period", "50", "--weight-decay", "0.01", "--project", r"attention|intermediate|output\.dense")
 REMARKS = []
 
 

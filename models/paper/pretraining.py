@@ -17,7 +17,7 @@ REMARKS = []
 
 def rows(full, lora, rank, paper):
     """The rows of the paper's table 4; ranks are the same in all of them."""
-    projected = ("--rank", str(rank), "--update-period", "50", "--project", r"self_attn|mlp")
+    projected = ("--rank", str(rank), "--update-period", "50", "--project", r"self_attn|mlp", "--weight-decay", "0.01")
     return [
         Row("full", full, RATES, paper=paper["full"]),
         Row("GaLore", full, (3e-3, 1e-2, 3e-2), optimizer=("--optimizer", "galore", *projected), paper=paper["galore"]),
