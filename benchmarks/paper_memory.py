@@ -143,7 +143,8 @@ GB of the paper are GiB: its Table 6 comes out in no other unit. For each row:
   backward; the paper's 1.84 are weights, temporaries and the framework.
 - **LoRA below full in Table 4** (0.86 against 1.30) is not activations: a graph with adapters saves as much. It is gradients
   and AdamW's state.
-- GaLore, FLORA and gradient checkpointing are rivals in optimiser state and recomputation; neither is built here yet.
+- GaLore, FLORA and gradient checkpointing are rivals in optimiser state and recomputation. `run --optimizer` has the
+  first two ([training.md](training.md#optimisers-that-compress)); these tables do not count their state.
 
 ## The rows
 """

@@ -147,10 +147,21 @@ def write(opt, name, title, command, results, remarks, paper_columns=(), section
         (opt.out / f"{name}.svg").write_text(svg)
         out += [f"![{title}]({name}.svg)", "", "Means and standard deviations over seeds; bars are saved bytes.", ""]
     (opt.out / f"{name}.md").write_text("\n".join(out).rstrip() + "\n")
-    (opt.out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (opt.out / f"{name}.json").write_text(json.dumps(compact(results)) + "\n")
     print("\n".join(out))
     if opt.quick:
         check(results)
+
+
+def compact(found):
+    """Numbers that are no whole ones, to seven digits."""
+    if isinstance(found, float):
+        return float(f"{found:.7g}")
+    if isinstance(found, dict):
+        return {name: compact(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [compact(value) for value in found]
+    return found
 
 
 def check(results):
