@@ -104,7 +104,9 @@ class Suite:
 
     def __init__(self, opt, table, task, rows):
         if opt.quick:
-            task = dataclasses.replace(task, test=first(task.test, 32, opt.work / "data"))
+            batch = max(2, task.batch // 4)
+            few = first(task.test, 32, opt.work / "data")
+            task = dataclasses.replace(task, test=few, batch=batch, dims=task.dims | {"batch": batch})
         self.opt, self.table, self.task = opt, table, task
         self.rows = {row.name: row for row in rows}
         self.seeds = range(opt.seeds)
@@ -403,6 +405,7 @@ def pretrained(opt, task, graph, rate, *, without=()):
     """A file with the parameters that training `graph` on `task` ends with, but for those that start with a name of `without`."""
     row = Row("pretrained", graph, (rate,))
     suite = Suite(opt, "pretraining", task, [row])
+    task = suite.task
     file = unpack(opt.work, graph)
     first = suite.parameters(row, 0)
     options = [
@@ -517,8 +520,8 @@ def files(opt, name):
 # ---- the command line of every table
 def arguments(description, *, rounds=5):
     cli = argparse.ArgumentParser(description=description.split("\n")[0])
-    cli.add_argument("--quick", action="store_true", help="few steps and two seeds: checks that all of it works, in a minute or two")
-    cli.add_argument("--seeds", type=int, help="seeds of each row (default: 5; quick: 2)")
+    cli.add_argument("--quick", action="store_true", help="few steps of small batches and one seed: checks that all of it works, in a minute")
+    cli.add_argument("--seeds", type=int, help="seeds of each row (default: 5; quick: 1)")
     cli.add_argument("--rounds", type=int, help=f"turns of the measurement of time (default: {rounds}; quick: 1)")
     cli.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at the same time (default: one per core)")
     cli.add_argument("--tool", type=pathlib.Path, default=ROOT / "target/release/velora-opt")
@@ -526,7 +529,7 @@ def arguments(description, *, rounds=5):
     cli.add_argument("--out", type=pathlib.Path, help="results (default: docs/results; quick: in the work folder)")
     cli.add_argument("--verbose", action="store_true", help="print every command")
     opt = cli.parse_args()
-    opt.seeds = opt.seeds or (2 if opt.quick else 5)
+    opt.seeds = opt.seeds or (1 if opt.quick else 5)
     opt.rounds = opt.rounds or (1 if opt.quick else rounds)
     opt.timed_steps = 4 if opt.quick else 10
     opt.threads = 1 if opt.jobs > 1 else 0
