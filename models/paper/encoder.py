@@ -24,6 +24,7 @@ def rows(full, lora, rates):
         *group("full", full, "v, down", ("--select", "paper"), ("85.91", "2.23")),
         *group("full", full, "all", suite.ALL),
         *group("full", full, "planned", (*suite.PLANNED, *suite.ALL)),
+        *group("full", full, "planned, down alone", (*suite.PLANNED, "--select", "down")),
         Row("full, exact plan", full, "full", rewrite=suite.EXACT, same_as="full"),
         *group("LoRA", lora, "adapters", suite.ALL),
         *group("LoRA", lora, "planned", (*suite.PLANNED, *suite.ALL)),

@@ -26,6 +26,7 @@ def rows(full, lora, rank, paper):
         *group("full", full, "v, down", ("--select", "paper"), paper["velora"]),
         *group("full", full, "all", suite.ALL),
         *group("full", full, "planned", (*suite.PLANNED, *suite.ALL)),
+        *group("full", full, "planned, down alone", (*suite.PLANNED, "--select", "down")),
         Row("full, exact plan", full, "full", rewrite=suite.EXACT, same_as="full"),
     ]
 

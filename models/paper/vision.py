@@ -22,6 +22,7 @@ def rows():
         *group("full", "vit_full", "v, down", ("--select", "paper"), ("71.2", "4.02")),
         *group("full", "vit_full", "all", suite.ALL),
         *group("full", "vit_full", "planned", (*suite.PLANNED, *suite.ALL)),
+        *group("full", "vit_full", "planned, down alone", (*suite.PLANNED, "--select", "down")),
         Row("full, exact plan", "vit_full", "full", rewrite=suite.EXACT, same_as="full"),
         Row("linear probe", "vit_probe", PROBE, paper=("59.1", "1.84")),
     ]
