@@ -1,4 +1,4 @@
-"""Ablations on a small LLaMA that learns a text by bytes (the paper's tables 5 and 6): sub-tokens, directions, layers, rank, scale.
+"""Ablations on a small LLaMA, fine-tuned and from scratch (the paper's tables 5 and 6): sub-tokens, directions, layers, rank, scale.
 
     python models/paper/ablations.py [--quick]
 
@@ -6,6 +6,7 @@ Run from anywhere, after `cargo build --release`; requirements.txt has what it n
 and a second run repeats nothing. Where nothing else is said, all layers are rewritten that free something, with default settings.
 """
 
+import decoder
 import suite
 import tables
 from suite import Row, Task
@@ -56,10 +57,12 @@ def rows():
 
 def build(opt):
     text = suite.files(opt, "bytes")
-    task = Task(
-        "128 wide, from scratch", text["kjv_train"], text["kjv_test"], {"batch": 8, "seq": 128}, 8, 16 if opt.quick else 100, "perplexity"
+    dims, steps = {"batch": 8, "seq": 128}, 16 if opt.quick else 100
+    tuned = Task(
+        "Fine-tuning all weights", text["fortunes_train"], text["fortunes_test"], dims, 8, steps, "perplexity", decoder.base(opt)
     )
-    results = [suite.Suite(opt, "ablations", task, rows()).execute()]
+    scratch = Task("128 wide, from scratch", text["kjv_train"], text["kjv_test"], dims, 8, steps, "perplexity")
+    results = [suite.Suite(opt, "ablations", task, rows()).execute() for task in (tuned, scratch)]
     tables.write(opt, "ablations", "Ablations", "python models/paper/ablations.py", results, REMARKS, PAPER)
 
 

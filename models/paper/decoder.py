@@ -30,13 +30,20 @@ def rows():
     ]
 
 
+DIMS = {"batch": 8, "seq": 128}
+
+
+def base(opt):
+    """The weights of the model that has read the first text."""
+    text = suite.files(opt, "bytes")
+    before = Task("King James Bible, before", text["kjv_train"], text["kjv_test"], DIMS, 8, 30 if opt.quick else 1200, "perplexity")
+    return suite.pretrained(opt, before, "llama_s_full", 2e-3)
+
+
 def build(opt):
     text = suite.files(opt, "bytes")
-    dims = {"batch": 8, "seq": 128}
-    before = Task("King James Bible, before", text["kjv_train"], text["kjv_test"], dims, 8, 30 if opt.quick else 1200, "perplexity")
-    base = suite.pretrained(opt, before, "llama_s_full", 2e-3)
     task = Task(
-        "Bible to fortunes", text["fortunes_train"], text["fortunes_test"], dims, 8, 40 if opt.quick else 150, "perplexity", base
+        "Bible to fortunes", text["fortunes_train"], text["fortunes_test"], DIMS, 8, 40 if opt.quick else 150, "perplexity", base(opt)
     )
     results = [suite.Suite(opt, "decoder", task, rows()).execute()]
     tables.write(
