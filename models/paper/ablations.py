@@ -21,8 +21,8 @@ PAPER = ("MMLU, %", "memory")
 REMARKS = []
 
 
-def compressed(name, rewrite, frozen=ALL_FROZEN, paper=()):
-    return Row(name, GRAPH, TWIN, rewrite=(*rewrite, *suite.ALL), twin=TWIN, frozen_row=frozen, paper=paper)
+def compressed(name, rewrite, frozen=ALL_FROZEN, paper=(), frees=True):
+    return Row(name, GRAPH, TWIN, rewrite=(*rewrite, *suite.ALL), twin=TWIN, frozen_row=frozen, frees=frees, paper=paper)
 
 
 def rows():
@@ -46,7 +46,9 @@ def rows():
         name = f"layers: {layers}"
         frozen = f"layers: {layers} frozen"
         found += [
-            compressed(name, ("--select", "all", "--include", pattern), frozen, (score[layers], f"{memory[layers]} GB")),
+            compressed(
+                name, ("--select", "all", "--include", pattern), frozen, (score[layers], f"{memory[layers]} GB"), layers not in "qkv"
+            ),
             Row(frozen, GRAPH, TWIN, frozen_like=name),
         ]
     found += [compressed(f"rank {rank} (svd)", ("--init", "svd", "--rank", str(rank))) for rank in (2, 4)]

@@ -48,6 +48,8 @@ class Task:
     # Parameters that training starts from, in place of drawn ones, by the names of the graph or its base.
     pretrained: pathlib.Path | None = None
     settings: tuple = ("--schedule", "cosine", "--clip", "1.0")
+    # Whether it is already as small as a quick run takes it.
+    reduced: bool = False
 
     def better(self, a, b):
         """How much better `a` is than `b`, in the metric's own unit."""
@@ -73,6 +75,8 @@ class Row:
     twin: str | None = None
     # The row whose numbers an exact rewrite has to the last bit: trained in this one's place, once that was seen for some steps.
     same_as: str | None = None
+    # Whether something is freed: q, k and v share one input, which stays as long as one of them reads it.
+    frees: bool = True
     # The paper's figures, as they are printed there.
     paper: tuple = ()
 
@@ -103,10 +107,11 @@ class Suite:
     """One task and its rows."""
 
     def __init__(self, opt, table, task, rows):
-        if opt.quick:
+        if opt.quick and not task.reduced:
             batch = max(2, task.batch // 4)
-            few = first(task.test, 32, opt.work / "data")
-            task = dataclasses.replace(task, test=few, batch=batch, dims=task.dims | {"batch": batch})
+            # The same few batches again and again: a loss that does not fall there is a defect.
+            train, test = (first(path, count, opt.work / "data") for path, count in ((task.train, 4 * batch), (task.test, 32)))
+            task = dataclasses.replace(task, train=train, test=test, batch=batch, dims=task.dims | {"batch": batch}, reduced=True)
         self.opt, self.table, self.task = opt, table, task
         self.rows = {row.name: row for row in rows}
         self.seeds = range(opt.seeds)
@@ -333,6 +338,7 @@ class Suite:
                     "twin": row.twin,
                     "frozen_like": row.frozen_like,
                     "frozen_row": row.frozen_row,
+                    "frees": row.frees,
                     "compressed": row.rewrite is not None and "--exact" not in row.rewrite,
                     "paper": row.paper,
                     "rate": rates[row.name],
@@ -484,8 +490,8 @@ def freeze(source, parameters, target):
 
 def first(path, samples, folder):
     """A file with the first samples of a data set."""
-    target = folder / path.name
-    if path.parent != folder and not target.exists():
+    target = folder / f"{path.stem}.{samples}.npz"
+    if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         arrays = np.load(path)
         np.savez(target, **{name: arrays[name][:samples] for name in arrays.files})

@@ -186,7 +186,7 @@ def check(results):
             if statistics.mean(curve[-quarter:]) >= statistics.mean(curve[:quarter]):
                 problems.append(f"{where}: the loss does not fall")
             twin = named(result).get(row["twin"])
-            if row["compressed"] and twin and row["saved"] >= twin["saved"]:
+            if row["compressed"] and row["frees"] and twin and row["saved"] >= twin["saved"]:
                 problems.append(f"{where}: nothing is saved against {twin['name']}")
             frozen = frozen_of(result, row)
             if row["compressed"] and frozen is None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 
 def row(name, scores, losses, saved, **more):
-    common = {"twin": None, "frozen_like": None, "frozen_row": None, "compressed": False, "paper": (), "rate": 0.001}
+    common = {"twin": None, "frozen_like": None, "frozen_row": None, "compressed": False, "frees": True, "paper": (), "rate": 0.001}
     memory = {name: 0 for name in suite.REGIONS} | {"activations": saved}
     return common | {"name": name, "scores": scores, "losses": losses, "saved": saved, "memory": memory, "seconds": [1.0]} | more
 
