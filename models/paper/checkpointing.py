@@ -125,4 +125,4 @@ def build(opt):
 
 
 if __name__ == "__main__":
-    suite.main(__doc__, build, rounds=9)
+    suite.main(__doc__, build)

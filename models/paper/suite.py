@@ -524,11 +524,11 @@ def files(opt, name):
 
 
 # ---- the command line of every table
-def arguments(description, *, rounds=5):
+def arguments(description):
     cli = argparse.ArgumentParser(description=description.split("\n")[0])
     cli.add_argument("--quick", action="store_true", help="few steps of small batches and one seed: checks that all of it works, in a minute")
     cli.add_argument("--seeds", type=int, help="seeds of each row (default: 5; quick: 1)")
-    cli.add_argument("--rounds", type=int, help=f"turns of the measurement of time (default: {rounds}; quick: 1)")
+    cli.add_argument("--rounds", type=int, help="turns of the measurement of time (default: 5; quick: 1)")
     cli.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at the same time (default: one per core)")
     cli.add_argument("--tool", type=pathlib.Path, default=ROOT / "target/release/velora-opt")
     cli.add_argument("--work", type=pathlib.Path, help="everything but the results (default: target/paper; quick: target/paper-quick)")
@@ -536,7 +536,7 @@ def arguments(description, *, rounds=5):
     cli.add_argument("--verbose", action="store_true", help="print every command")
     opt = cli.parse_args()
     opt.seeds = opt.seeds or (1 if opt.quick else 5)
-    opt.rounds = opt.rounds or (1 if opt.quick else rounds)
+    opt.rounds = opt.rounds or (1 if opt.quick else 5)
     opt.timed_steps = 4 if opt.quick else 10
     opt.threads = 1 if opt.jobs > 1 else 0
     opt.work = (opt.work or ROOT / ("target/paper-quick" if opt.quick else "target/paper")).resolve()
@@ -546,9 +546,9 @@ def arguments(description, *, rounds=5):
     return opt
 
 
-def main(description, build, *, rounds=5):
+def main(description, build):
     """A table's script: `build` makes the suites of the command line's options, and writes what they found."""
-    opt = arguments(description, rounds=rounds)
+    opt = arguments(description)
     try:
         build(opt)
     except Failed as failed:
