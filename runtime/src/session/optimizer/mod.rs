@@ -285,10 +285,12 @@ impl Optimizer {
                 count("the rank", rank)?;
                 count("the update period", update_period)?;
                 amount("the projection scale", scale)?;
-                fraction("the first beta", betas[0])?;
-                fraction("the second beta", betas[1])?;
-                amount("epsilon", epsilon)?;
-                amount("weight decay", weight_decay)
+                let rest = Optimizer::AdamW {
+                    betas,
+                    epsilon,
+                    weight_decay,
+                };
+                rest.check()
             }
             Optimizer::Flora {
                 rank,
