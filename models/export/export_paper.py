@@ -13,7 +13,6 @@ says what is in it.
 import argparse
 import json
 import os
-import struct
 import sys
 import tempfile
 import warnings
@@ -23,9 +22,13 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+sys.path.append(os.path.join(HERE, "../paper"))
 import paper_zoo  # noqa: E402
+import quantise  # noqa: E402
 import zoo  # noqa: E402
 from velora_export import check_against_eager, export_training_graph  # noqa: E402
 
@@ -39,43 +42,18 @@ BERT_PARTS = (
 )  # fmt: skip
 TORCH_PARTS = ("self_attn.out_proj", "norm1", "linear1", "linear2", "norm2")
 
-# The quantiles of NormalFloat4 (QLoRA, arXiv 2305.14314, appendix E).
-NF4 = np.array(
-    [
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-    ],
-    np.float32,
-)  # fmt: skip
-
 
 # ---- weights of 4 bits
-def int4(weight):
-    """Codes of -7..7, their scales [out, in / 32], and the weight that they stand for."""
-    blocks = weight.reshape(len(weight), -1, 32)
-    scales = np.abs(blocks).max(-1, keepdims=True) / np.float32(7)
-    codes = np.clip(np.rint(blocks / np.where(scales == 0, 1, scales)), -7, 7)
-    back = (codes.astype(np.float32) * scales).reshape(weight.shape)
-    return codes.reshape(weight.shape).astype(np.int8), scales[..., 0], back
-
-
-def nf4(weight):
-    """Codes of 0..15, the largest magnitudes [out, in / 64, 1], and the weight that they stand for."""
-    blocks = weight.reshape(len(weight), -1, 64)
-    largest = np.abs(blocks).max(-1, keepdims=True)
-    codes = np.abs((blocks / np.where(largest == 0, 1, largest))[..., None] - NF4).argmin(-1)
-    back = (NF4[codes] * largest).reshape(weight.shape)
-    return codes.reshape(weight.shape).astype(np.uint8), largest, back
-
-
-KINDS = {"int4": (int4, TensorProto.INT4, 32), "nf4": (nf4, TensorProto.UINT4, 64)}
+# How a weight is stored and read back, the type of its codes, and the length of a block.
+KINDS = {
+    "int4": (quantise.int4, quantise.from_int4, TensorProto.INT4, 32),
+    "nf4": (quantise.nf4, quantise.from_nf4, TensorProto.UINT4, 64),
+}
 
 
 def dequantise(weight, shape, kind):
     """Inputs and nodes that make a weight of its codes and scales, and the initialisers that they need."""
-    _, code_type, block = KINDS[kind]
+    *_, code_type, block = KINDS[kind]
     codes, scales = f"{weight}.codes", f"{weight}.scales"
     rows, width = shape
     blocks = [rows, width // block] + ([1] if kind == "nf4" else [])
@@ -87,7 +65,7 @@ def dequantise(weight, shape, kind):
         return inputs, [helper.make_node("DequantizeLinear", [codes, scales], [weight], axis=1, block_size=block)], []
     constants = [
         numpy_helper.from_array(np.float32(1), "nf4.one"),
-        numpy_helper.from_array(NF4, "nf4.table"),
+        numpy_helper.from_array(quantise.NF4, "nf4.table"),
         numpy_helper.from_array(np.array([rows, width // block, block]), f"nf4.blocks_{rows}x{width}"),
         numpy_helper.from_array(np.array(shape), f"nf4.whole_{rows}x{width}"),
     ]
@@ -186,9 +164,12 @@ def quantised(model, kind):
     weights = [layer["adapts"] for layer in paper_zoo.linear_layers(model) if layer["role"] == "lora_A"]
     params, stored = dict(model.named_parameters()), {}
     for weight in weights:
-        codes, scales, back = KINDS[kind][0](params[weight].detach().numpy())
-        params[weight].data.copy_(torch.from_numpy(back))
-        stored[f"{weight}.codes"], stored[f"{weight}.scales"] = codes, scales
+        store, read, _, block = KINDS[kind]
+        codes, scales = store(params[weight].detach().numpy(), block)
+        params[weight].data.copy_(torch.from_numpy(read(codes, scales, block)))
+        # Of NF4 the graph has an axis of one more, for the entries of a block.
+        stored[f"{weight}.codes"] = codes
+        stored[f"{weight}.scales"] = scales[..., None] if kind == "nf4" else scales
     return weights, stored
 
 
@@ -198,7 +179,7 @@ def with_codes(proto, stored, kind):
     whole.CopyFrom(proto)
     for name, codes in stored.items():
         if codes.dtype != np.float32:
-            whole.graph.initializer.append(helper.make_tensor(name, KINDS[kind][1], codes.shape, codes.flatten()))
+            whole.graph.initializer.append(helper.make_tensor(name, KINDS[kind][2], codes.shape, codes.flatten()))
     return whole
 
 
@@ -224,7 +205,7 @@ def describe(case, model, proto, weights):
         if source == value.name:
             entry["init"] = ways[source]
         else:
-            block = KINDS[case.stored][2]
+            block = KINDS[case.stored][3]
             codes, scales = f"{source}.codes", f"{source}.scales"
             entry["quantised"] = {
                 "base": paper_zoo.base_of(source), "kind": case.stored, "block": block,
@@ -251,18 +232,6 @@ def describe(case, model, proto, weights):
 
 
 # ---- real weights
-def read_safetensors(path):
-    """The float32 tensors of a file."""
-    with open(path, "rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        data = file.read()
-    floats = {name: info for name, info in header.items() if info.get("dtype") == "F32"}
-    return {
-        name: torch.frombuffer(bytearray(data[slice(*info["data_offsets"])]), dtype=torch.float32).view(info["shape"])
-        for name, info in floats.items()
-    }
-
-
 def load(model, tensors):
     """Give every parameter that the model trained in full has, but the classifier, its real value."""
     params = dict(model.named_parameters())
@@ -301,7 +270,7 @@ def plain_embedding(tensors, sizes, ids, mask):
 
 def check_real(case, model, proto, path):
     """The graph with real weights: its pooled embedding, and loss, logits and gradients as always."""
-    tensors = read_safetensors(path)
+    tensors = {name: tensor for name, tensor in load_file(path).items() if tensor.dtype == torch.float32}
     load(model, tensors)
     for name, param in model.named_parameters():  # an adapter begins as nothing
         param.data.mul_(0.0 if name.endswith("lora_B.weight") else 1.0)
