@@ -89,12 +89,8 @@ def lines(result):
     head = [
         "", "saved, KiB", "÷ full", "activations, KiB", "÷ full", "everything, KiB", "÷ full", "steps per second ÷ full", *PAPER,
     ]  # fmt: skip
-    out = [
-        f"Batches of {result['batch']} sequences of 128, {result['rounds']} rounds; the middle of the ratios, and the least and the greatest.",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
-    ]
+    said = f"Batches of {result['batch']} sequences of 128, {result['rounds']} rounds; the middle of the ratios, and the least and the greatest."
+    cells_of = []
     for row in result["rows"]:
         speeds = [1 / ratio for ratio in tables.ratios(row, first)]
         arena, everything = row["memory"]["activations"], tables.total(row)
@@ -106,9 +102,9 @@ def lines(result):
             f"{statistics.median(speeds):.2f} ({min(speeds):.2f} to {max(speeds):.2f})",
             *(row["paper"] or ("", "")),
         ]  # fmt: skip
-        out.append("| " + " | ".join(cells) + " |")
+        cells_of.append(cells)
     exact = ", ".join(row["name"] for row in result["rows"] if row["exact"])
-    return [*out, "", f"The same losses to the last bit: {exact}."]
+    return [said, "", *tables.grid(head, cells_of), "", f"The same losses to the last bit: {exact}."]
 
 
 def build(opt):

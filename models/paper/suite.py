@@ -9,6 +9,7 @@ stopped goes on where it was, and one whose settings changed repeats what they c
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -50,10 +51,6 @@ class Task:
     settings: tuple = ("--schedule", "cosine", "--clip", "1.0")
     # Whether it is already as small as a quick run takes it.
     reduced: bool = False
-
-    def better(self, a, b):
-        """How much better `a` is than `b`, in the metric's own unit."""
-        return a - b if self.metric == "accuracy" else b - a
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +145,7 @@ class Suite:
         if path.exists():
             return json.loads(path.read_text())["outcome"]
         outcome = work()
-        partial = path.with_suffix(f".{os.getpid()}.{zlib.crc32(text.encode())}.tmp")
-        partial.write_text(json.dumps({"key": key, "outcome": outcome}))
-        partial.replace(path)
+        data.replace(path, json.dumps({"key": key, "outcome": outcome}).encode())
         return outcome
 
     # ---- graphs
@@ -183,10 +178,15 @@ class Suite:
         return names
 
     # ---- parameters
+    @functools.cached_property
+    def given(self):
+        """The parameters that training starts from, read once for all rows and seeds."""
+        return load_file(self.task.pretrained) if self.task.pretrained else {}
+
     def parameters(self, row, seed):
         """A file with the parameters that a seed starts from."""
         inputs = self.manifest[row.graph]["inputs"]
-        given = load_file(self.task.pretrained) if self.task.pretrained else {}
+        given = self.given
         tensors, packed = {}, {}
         for entry in inputs:
             name, base = entry["name"], entry.get("base_name", entry["name"])

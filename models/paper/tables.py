@@ -76,6 +76,11 @@ def ratios(row, first):
     return [a / b for a, b in zip(row["seconds"], first["seconds"], strict=True)]
 
 
+def grid(head, rows):
+    """A table's lines in Markdown."""
+    return ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *("| " + " | ".join(cells) + " |" for cells in rows)]
+
+
 def lines(result, paper_columns=()):
     """The table of a task."""
     metric, first = result["metric"], result["rows"][0]
@@ -85,12 +90,8 @@ def lines(result, paper_columns=()):
         "", f"{metric}{unit}", "minus its twin", "gap recovered, %", "saved, KiB", "÷ first", "peak, KiB", "÷ first",
         "optimiser, KiB", "step ÷ first", "rate", *paper_columns,
     ]  # fmt: skip
-    out = [
-        f"{result['task']}: {result['steps']} steps of batches of {result['batch']}, {result['seeds']} seeds, mean ± standard deviation.",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
-    ]
+    said = f"{result['task']}: {result['steps']} steps of batches of {result['batch']}, {result['seeds']} seeds, mean ± standard deviation."
+    rows = []
     for row in result["rows"]:
         differences, recovered = against_twin(result, row), gap(result, row)
         steps = ratios(row, first)
@@ -108,8 +109,8 @@ def lines(result, paper_columns=()):
             f"{row['rate']:g}",
             *(row["paper"] or [""] * len(paper_columns)),
         ]
-        out.append("| " + " | ".join(cells) + " |")
-    return out + ["", *verdicts(result)]
+        rows.append(cells)
+    return [said, "", *grid(head, rows), "", *verdicts(result)]
 
 
 def verdicts(result):
