@@ -92,7 +92,7 @@ def lines(result):
     said = f"Batches of {result['batch']} sequences of 128, {result['rounds']} rounds; the middle of the ratios, and the least and the greatest."
     cells_of = []
     for row in result["rows"]:
-        speeds = [1 / ratio for ratio in tables.ratios(row, first)]
+        speeds = [1 / ratio for ratio in tables.ratios(row)]
         arena, everything = row["memory"]["activations"], tables.total(row)
         cells = [
             row["name"],

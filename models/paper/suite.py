@@ -277,7 +277,11 @@ class Suite:
         return self.opt.timed_steps
 
     def times(self, rates):
-        """By row, seconds per step in each round; all rows take turns, forwards and backwards."""
+        """By row, for each round, seconds per step of the row and of the first row beside it.
+
+        Rows take turns, forwards and backwards, and the first row runs right before or after each of them: a machine that is
+        slow for some seconds is slow for both. The first row runs beside itself as well, which shows what is left of that.
+        """
         names, rounds = list(self.rows), self.opt.rounds
         task = self.task
         commands = {}
@@ -290,15 +294,19 @@ class Suite:
             ]  # fmt: skip
         key = {
             "times": {name: [self.digest(command[1]), *map(str, command[6:])] for name, command in commands.items()},
-            "rounds": rounds,
+            "rounds": rounds, "beside": names[0],
         }
+
+        def seconds(name):
+            return json.loads(self.tool(commands[name]))["seconds_per_step"]
 
         def work():
             found = {name: [] for name in names}
             for turn in range(rounds):
                 for name in names if turn % 2 == 0 else names[::-1]:
-                    outcome = json.loads(self.tool(commands[name]))
-                    found[name].append(outcome["seconds_per_step"])
+                    order = [name, names[0]] if turn % 2 == 0 else [names[0], name]
+                    pair = [seconds(each) for each in order]
+                    found[name].append(pair if turn % 2 == 0 else pair[::-1])
             return found
 
         return self.remembered(key, work)
@@ -524,11 +532,11 @@ def files(opt, name):
 
 
 # ---- the command line of every table
-def arguments(description):
+def arguments(description, rounds):
     cli = argparse.ArgumentParser(description=description.split("\n")[0])
     cli.add_argument("--quick", action="store_true", help="few steps of small batches and one seed: checks that all of it works, in a minute")
     cli.add_argument("--seeds", type=int, help="seeds of each row (default: 5; quick: 1)")
-    cli.add_argument("--rounds", type=int, help="turns of the measurement of time (default: 5; quick: 1)")
+    cli.add_argument("--rounds", type=int, help=f"turns of the measurement of time (default: {rounds}; quick: 1)")
     cli.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at the same time (default: one per core)")
     cli.add_argument("--tool", type=pathlib.Path, default=ROOT / "target/release/velora-opt")
     cli.add_argument("--work", type=pathlib.Path, help="everything but the results (default: target/paper; quick: target/paper-quick)")
@@ -536,7 +544,7 @@ def arguments(description):
     cli.add_argument("--verbose", action="store_true", help="print every command")
     opt = cli.parse_args()
     opt.seeds = opt.seeds or (1 if opt.quick else 5)
-    opt.rounds = opt.rounds or (1 if opt.quick else 5)
+    opt.rounds = opt.rounds or (1 if opt.quick else rounds)
     opt.timed_steps = 4 if opt.quick else 10
     opt.threads = 1 if opt.jobs > 1 else 0
     opt.work = (opt.work or ROOT / ("target/paper-quick" if opt.quick else "target/paper")).resolve()
@@ -546,9 +554,9 @@ def arguments(description):
     return opt
 
 
-def main(description, build):
+def main(description, build, rounds=5):
     """A table's script: `build` makes the suites of the command line's options, and writes what they found."""
-    opt = arguments(description)
+    opt = arguments(description, rounds)
     try:
         build(opt)
     except Failed as failed:

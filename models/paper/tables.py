@@ -71,9 +71,9 @@ def total(row):
     return sum(row["memory"].values())
 
 
-def ratios(row, first):
-    """Seconds per step as parts of the first row's in the same round."""
-    return [a / b for a, b in zip(row["seconds"], first["seconds"], strict=True)]
+def ratios(row):
+    """By round, seconds per step as parts of the first row's beside it."""
+    return [own / first for own, first in row["seconds"]]
 
 
 def grid(head, rows):
@@ -94,7 +94,7 @@ def lines(result, paper_columns=()):
     rows = []
     for row in result["rows"]:
         differences, recovered = against_twin(result, row), gap(result, row)
-        steps = ratios(row, first)
+        steps = ratios(row)
         cells = [
             row["name"],
             spread(row["scores"], digits),
@@ -171,7 +171,7 @@ def check(results):
     for result in results:
         for row in result["rows"]:
             where = f"{result['task']}, {row['name']}"
-            if not all(seconds > 0 for seconds in row["seconds"]):
+            if not row["seconds"] and all(seconds > 0 for pair in row["seconds"] for seconds in pair):
                 problems.append(f"{where}: no time was measured")
             if "scores" not in row:
                 first = result["rows"][0]

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 def row(name, scores, losses, saved, **more):
     common = {"twin": None, "frozen_like": None, "frozen_row": None, "compressed": False, "frees": True, "paper": (), "rate": 0.001}
     memory = {name: 0 for name in suite.REGIONS} | {"activations": saved}
-    return common | {"name": name, "scores": scores, "losses": losses, "saved": saved, "memory": memory, "seconds": [1.0]} | more
+    return common | {"name": name, "scores": scores, "losses": losses, "saved": saved, "memory": memory, "seconds": [[1.0, 2.0]]} | more
 
 
 def result(rows, metric="perplexity"):
@@ -53,6 +53,12 @@ class Statistics(unittest.TestCase):
         self.small["scores"] = [9.7, 9.6]
         # Half a point less of accuracy is 9.6, and the mean is 9.65.
         self.assertEqual(tables.is_close(accuracy, self.small)[:2], (True, True))
+
+    def test_a_time_is_compared_with_that_beside_it(self):
+        self.small["seconds"] = [[1.0, 2.0], [6.0, 4.0], [3.0, 3.0]]
+        self.assertEqual(tables.ratios(self.small), [0.5, 1.5, 1.0])
+        line = next(line for line in tables.lines(self.found) if line.startswith("| V "))
+        self.assertIn("| 1.00 (0.50 to 1.50) |", line)
 
     def test_lines_have_a_cell_for_each_column(self):
         lines = [line for line in tables.lines(self.found, ("paper's",)) if line.startswith("|")]
