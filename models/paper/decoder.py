@@ -51,12 +51,16 @@ def base(opt):
     return suite.pretrained(opt, before, "llama_s_full", 2e-3)
 
 
-def build(opt):
+def task(opt):
+    """Fine-tuning of that model to the second text."""
     text = suite.files(opt, "bytes")
-    task = Task(
+    return Task(
         "Bible to fortunes", text["fortunes_train"], text["fortunes_test"], DIMS, 8, 40 if opt.quick else 150, "perplexity", base(opt)
     )
-    results = [suite.Suite(opt, "decoder", task, rows()).execute()]
+
+
+def build(opt):
+    results = [suite.Suite(opt, "decoder", task(opt), rows()).execute()]
     tables.write(
         opt, "decoder", "Decoder: fine-tuning with adapters", "python models/paper/decoder.py", results, REMARKS, PAPER
     )
