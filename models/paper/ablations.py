@@ -107,5 +107,5 @@ def build(opt):
 
 
 if __name__ == "__main__":
-    # Seven parts, of which the first two have 28 rows: fewer turns than elsewhere.
+    # Six parts, of which two have 28 rows: fewer turns than elsewhere.
     suite.main(__doc__, build, rounds=3)
