@@ -171,7 +171,7 @@ def check(results):
     for result in results:
         for row in result["rows"]:
             where = f"{result['task']}, {row['name']}"
-            if not row["seconds"] and all(seconds > 0 for pair in row["seconds"] for seconds in pair):
+            if not row["seconds"] or min(map(min, row["seconds"])) <= 0:
                 problems.append(f"{where}: no time was measured")
             if "scores" not in row:
                 first = result["rows"][0]

@@ -60,6 +60,15 @@ class Statistics(unittest.TestCase):
         line = next(line for line in tables.lines(self.found) if line.startswith("| V "))
         self.assertIn("| 1.00 (0.50 to 1.50) |", line)
 
+    def test_rows_without_a_time_are_refused(self):
+        for each in self.found["rows"]:
+            each["curves"] = [[4.0, 3.0, 2.0, 1.0]] * 2
+        tables.check([self.found])
+        for seconds in ([], [[1.0, 2.0], [0.0, 1.0]], [[1.0, 0.0]]):
+            self.small["seconds"] = seconds
+            with self.assertRaisesRegex(suite.Failed, "V: no time was measured"):
+                tables.check([self.found])
+
     def test_lines_have_a_cell_for_each_column(self):
         lines = [line for line in tables.lines(self.found, ("paper's",)) if line.startswith("|")]
         self.assertEqual(len(lines), 5)
