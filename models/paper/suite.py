@@ -303,10 +303,13 @@ class Suite:
         def work():
             found = {name: [] for name in names}
             for turn in range(rounds):
-                for name in names if turn % 2 == 0 else names[::-1]:
-                    order = [name, names[0]] if turn % 2 == 0 else [names[0], name]
-                    pair = [seconds(each) for each in order]
-                    found[name].append(pair if turn % 2 == 0 else pair[::-1])
+                forwards = turn % 2 == 0
+                for name in names if forwards else names[::-1]:
+                    if forwards:
+                        own, first = seconds(name), seconds(names[0])
+                    else:
+                        first, own = seconds(names[0]), seconds(name)
+                    found[name].append([own, first])
             return found
 
         return self.remembered(key, work)
