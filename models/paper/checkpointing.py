@@ -20,11 +20,11 @@ CHECKPOINTED = ("2.47 / 1.03 / 1.14 / 0.78", "1.19 / 1.85 / 7.31 / 11.72")
 COMPRESSED = ("2.90 / 1.34 / 1.50 / 1.15", "1.18 / 1.83 / 8.35 / 13.28")
 REMARKS = [
     "- **Agrees**: checkpointing saves most and VeLoRA is faster. Checkpointing every layer leaves 0.28 and 0.29 of the activations (0.35 and 0.52 of everything; the paper has 0.92, 0.80,",
-    "  0.54 and 0.55) at 0.84 and 0.88 of the speed (0.79, 0.74, 0.70, 0.63).",
-    "- **VeLoRA makes steps faster here**, by 7 to 8 % (value and down) and 20 to 24 % (all), since weight gradients from z are smaller products; the paper's are 4 to 9 % slower.",
+    "  0.54 and 0.55) at 0.81 of the speed (0.79, 0.74, 0.70, 0.63).",
+    "- **VeLoRA makes steps faster here**, by 6 to 8 % (value and down) and 15 to 21 % (all), since weight gradients from z are smaller products; the paper's are 4 to 9 % slower.",
     "- **It frees less**: value and down 6 and 8 % of everything (the paper 9 to 39 %), all of it from down.",
-    "- **What the paper has no row for**: to compute again only what is cheap leaves 0.59 of the activations, changes no bit, and costs no time at all. With compression it is 0.54 to 0.59, and",
-    "  steps are 20 to 29 % faster.",
+    "- **What the paper has no row for**: to compute again only what is cheap leaves 0.59 of the activations, changes no bit, and costs no time that can be told. With compression it is 0.54 to 0.59, and",
+    "  steps are 23 to 32 % faster.",
     "- **Together with checkpointing compression frees nothing**: inputs of linear layers are computed again anyway. Every √n-th layer saves less than every layer, because there are only four:",
     "  two of them are alive at once.",
     "- Frozen layers are faster still, and their gradients and state are gone; what compression is worth against that, the other tables say.",

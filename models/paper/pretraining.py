@@ -24,7 +24,8 @@ REMARKS = [
     "- **Optimiser state**: GaLore keeps 0.71 and 0.54 of AdamW's bytes, FLORA 0.33 and 0.25; of everything that is 0.97 and 0.89, 0.94 and 0.82",
     "  (the paper: 0.98 and 0.87 for both). LoRA takes more than full training does, not less (the paper 0.66 and 0.53): its state is small, but adapters of half the width",
     "  save activations of their own.",
-    "- **Time**: rewritten steps take 0.93 to 0.98 (value and down) and 0.84 to 0.85 (all) of full training's; in the paper they take 4 to 7 % longer.",
+    "- **Time**: rewritten steps take 0.93 (value and down) and 0.80 to 0.88 (all) of full training's; in the paper they take 4 to 7 % longer. Plans may take 1.1 by their cost",
+    "  model, and take 0.95 to 1.12.",
 ]
 
 
