@@ -6,8 +6,6 @@ Run from anywhere, after `cargo build --release`; requirements.txt has what it n
 and a second run repeats nothing. Where nothing else is said, all layers are rewritten that free something, with default settings.
 """
 
-import dataclasses
-
 import decoder
 import suite
 import tables
@@ -24,6 +22,7 @@ DIRECTIONS = {
     "batch-average": (("--init", "batch-average"), ("", "")),
 }
 GRAPH, TWIN, ALL_FROZEN = "llama_s_full", "none", "all frozen"
+DIMS = {"batch": 8, "seq": 128}
 LAYERS = {
     "q": r"q_proj", "k": r"k_proj", "v": r"v_proj", "down": r"down_proj", "v, down": r"(v|down)_proj",
     "all seven": r"(q|k|v|o|gate|up|down)_proj",
@@ -89,19 +88,28 @@ def directions(graph, rates, layers, kinds=tuple(DIRECTIONS)):
     ]
 
 
+def scratch(opt, name, steps):
+    """The smaller LLaMA from its first values."""
+    text = suite.files(opt, "bytes")
+    return Task(name, text["kjv_train"], text["kjv_test"], DIMS, DIMS["batch"], steps, "perplexity")
+
+
+def longer(opt, name, steps):
+    """A part of two directions, of more steps than is possible for all rows."""
+    return scratch(opt, name, steps), directions(GRAPH, (3e-3,), suite.ALL, ("random", "batch-average"))
+
+
 def build(opt):
     text = suite.files(opt, "bytes")
-    dims, steps, more = {"batch": 8, "seq": 128}, *((16, 20) if opt.quick else (100, 500))
+    steps, more = (16, 20) if opt.quick else (100, 500)
     tuned = Task(
-        "Fine-tuning all weights", text["fortunes_train"], text["fortunes_test"], dims, 8, steps, "perplexity", decoder.base(opt)
+        "Fine-tuning all weights", text["fortunes_train"], text["fortunes_test"], DIMS, DIMS["batch"], steps, "perplexity", decoder.base(opt)
     )
-    scratch = Task("128 wide, from scratch", text["kjv_train"], text["kjv_test"], dims, 8, steps, "perplexity")
-    longer = dataclasses.replace(scratch, name="128 wide, from scratch, longer", steps=more)
-    parts = [(tuned, rows()), (scratch, rows())]
+    parts = [(tuned, rows()), (scratch(opt, "128 wide, from scratch", steps), rows())]
     # Directions again, where something else is trained, or for longer.
     parts += [(task, directions("vit_full", vision.FULL, suite.ALL)) for task in vision.tasks(opt)]
     parts.append((decoder.task(opt), directions("llama_s_nf4", decoder.RATES, ())))
-    parts.append((longer, directions(GRAPH, (3e-3,), suite.ALL, ("random", "batch-average"))))
+    parts.append(longer(opt, "128 wide, from scratch, longer", more))
     results = [suite.Suite(opt, "ablations", task, found).execute() for task, found in parts]
     tables.write(opt, "ablations", "Ablations", "python models/paper/ablations.py", results, REMARKS, PAPER)
 

@@ -23,7 +23,7 @@ REMARKS = [
     "  0.54 and 0.55) at 0.81 of the speed (0.79, 0.74, 0.70, 0.63).",
     "- **VeLoRA makes steps faster here**, by 6 to 8 % (value and down) and 15 to 21 % (all), since weight gradients from z are smaller products; the paper's are 4 to 9 % slower.",
     "- **It frees less**: value and down 6 and 8 % of everything (the paper 9 to 39 %), all of it from down.",
-    "- **What the paper has no row for**: to compute again only what is cheap leaves 0.59 of the activations, changes no bit, and costs no time that can be told. With compression it is 0.54 to 0.59, and",
+    "- **What the paper has no row for**: to compute again only what is cheap leaves 0.60 and 0.59 of the activations, changes no bit, and costs no time that can be told. With compression it is 0.54 to 0.59, and",
     "  steps are 23 to 32 % faster.",
     "- **Together with checkpointing compression frees nothing**: inputs of linear layers are computed again anyway. Every √n-th layer saves less than every layer, because there are only four:",
     "  two of them are alive at once.",

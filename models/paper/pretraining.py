@@ -20,7 +20,7 @@ REMARKS = [
     "- **Value and down** lose 0.6 % at one size and gain 4 % at the other, but free 8 % of what is saved (the paper: 9 and 21 % of everything).",
     "- **Down alone, by a plan**, leaves 0.27 and 0.18 of the saved bytes, for 6.7 % of perplexity at one size and nothing at the other; the exact plan leaves 0.41 and 0.26",
     "  and loses nothing. **What limits the smaller size**: D/32 of down alone costs it 3.6 % after 100 steps and 6.7 % after 200, with deviations of 5.8 and 4.7 %; finer sub-tokens cost a third to a half less, and",
-    "  after 500 and 1000 steps all layers together cost 4 % by a random direction and 6 and 7.5 % by the default's (ablations, longer): it becomes less, and does not go away.",
+    "  after 500 and 1000 steps all layers together cost 4 % by a random direction and 6 and 7.5 % by the default's (ablations, longer): it does not go away.",
     "- **Optimiser state**: GaLore keeps 0.71 and 0.54 of AdamW's bytes, FLORA 0.33 and 0.25; of everything that is 0.97 and 0.89, 0.94 and 0.82",
     "  (the paper: 0.98 and 0.87 for both). LoRA takes more than full training does, not less (the paper 0.66 and 0.53): its state is small, but adapters of half the width",
     "  save activations of their own.",

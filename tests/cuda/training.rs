@@ -301,26 +301,26 @@ fn check_memory(device: &device::Device, plan: &Plan) {
 /// the environment both from both. Its layers are those of 256x4, wider.
 fn forms(file: &Path) -> Vec<Graph> {
     let original = Graph::read(file);
-    let large = original.name.contains("768x4");
-    let all = !large || std::env::var("FORMS").is_ok_and(|forms| forms == "all");
-    if !all && original.name.starts_with("ort/") {
-        return vec![original];
-    }
     let rewritten = original.rewrite(Preset::Freeable, false);
-    if !all {
-        return vec![rewritten];
+    if original.name.contains("768x4") {
+        return if std::env::var("FORMS").is_ok_and(|forms| forms == "all") {
+            vec![original, rewritten]
+        } else if original.name.starts_with("ort/") {
+            vec![original]
+        } else {
+            vec![rewritten]
+        };
     }
     let settings = LayerSettings {
         init: Init::Random,
         gradients: Gradients::Factored,
         ..LayerSettings::new(Grouping::Groups(4))
     };
-    let mut rewritten = vec![rewritten];
-    if !large {
-        rewritten.push(original.rewrite_as(Preset::Freeable, false, settings));
-    }
-    let rewritten = (rewritten.into_iter()).filter(|form| !form.rewritten.is_empty());
-    std::iter::once(original).chain(rewritten).collect()
+    let factored = original.rewrite_as(Preset::Freeable, false, settings);
+    let mut forms = vec![rewritten, factored];
+    forms.retain(|form| !form.rewritten.is_empty());
+    forms.insert(0, original);
+    forms
 }
 
 #[test]
